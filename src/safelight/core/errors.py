@@ -1,0 +1,122 @@
+"""The tree of errors. Every error carries the data that its message names.
+
+SafelightError
+├── UsageError            the options are wrong: bad value, unknown name, missing extra
+├── InputError            one input is wrong: missing, corrupt, unreadable, unsupported
+│   ├── UnsafeInputError  an input that must not be opened: lying header, escaping path, pickle
+│   └── NothingToDoError  no usable input at all
+├── OutputError           an output cannot be written: read-only, full disk, name taken
+├── OutOfMemoryError      even the smallest piece does not fit; says what would have
+├── DeviceError           the device is missing or lost
+├── JournalError          a run folder belongs to another job
+└── CancelledError        the user stopped the run
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class SafelightError(Exception):
+    """Base of all errors meant for people.
+
+    Parameters
+    ----------
+    problem : str
+        What is wrong, naming the value.
+    path : Path, optional
+        The file or folder it is about.
+    expected : str, optional
+        What was expected instead.
+    remedy : str, optional
+        What the user can do.
+    """
+
+    exit_status = 1
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        path: Path | str | None = None,
+        expected: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.problem = problem
+        self.path = None if path is None else Path(path)
+        self.expected = expected
+        self.remedy = remedy
+        super().__init__(problem)
+
+    def __str__(self) -> str:
+        parts = [self.problem if self.path is None else f"{self.path}: {self.problem}"]
+        if self.expected:
+            parts.append(f"Expected: {self.expected}")
+        if self.remedy:
+            parts.append(f"Try: {self.remedy}")
+        return ". ".join(part.rstrip(".") for part in parts) + "."
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.__dict__)
+
+
+def _rebuild(kind: type[SafelightError], state: dict[str, object]) -> SafelightError:
+    error = kind.__new__(kind)
+    error.__dict__.update(state)
+    error.args = (state["problem"],)
+    return error
+
+
+class UsageError(SafelightError):
+    """The options are wrong."""
+
+    exit_status = 2
+
+
+class InputError(SafelightError):
+    """One input is missing, corrupt or unsupported."""
+
+
+class UnsafeInputError(InputError):
+    """An input that must not be opened: a lying header, an escaping path, a pickle."""
+
+
+class NothingToDoError(InputError):
+    """No usable input at all."""
+
+
+class OutputError(SafelightError):
+    """An output cannot be written."""
+
+
+class OutOfMemoryError(SafelightError):
+    """Even the smallest piece does not fit.
+
+    Parameters
+    ----------
+    problem : str
+        What was tried.
+    needed : int
+        The smallest number of bytes that would have worked.
+    allowed : int
+        The number of bytes that was allowed.
+    """
+
+    def __init__(self, problem: str, *, needed: int, allowed: int, remedy: str | None = None) -> None:
+        super().__init__(problem, expected=f"at least {needed} bytes, allowed were {allowed}", remedy=remedy)
+        self.needed = needed
+        self.allowed = allowed
+
+
+class DeviceError(SafelightError):
+    """The device is missing or lost."""
+
+
+class JournalError(SafelightError):
+    """A run folder belongs to another job."""
+
+
+class CancelledError(SafelightError):
+    """The user stopped the run."""
+
+    exit_status = 130

@@ -1,0 +1,103 @@
+"""The options that every pipeline has, in one place."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+Language = Literal["en", "fr"]
+
+_UNITS = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+_DURATIONS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def parse_bytes(text: object) -> object:
+    """Return ``"2GiB"`` as 2147483648; numbers and None pass through.
+
+    Raises
+    ------
+    ValueError
+        The text is not a size.
+    """
+    if not isinstance(text, str):
+        return text
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?)b?\s*", text.lower())
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(f"{text!r} is not a size; write for instance 2GiB, 500MB or 1000000")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def parse_seconds(text: object) -> object:
+    """Return ``"10min"`` as 600.0; numbers and None pass through.
+
+    Raises
+    ------
+    ValueError
+        The text is not a duration.
+    """
+    if not isinstance(text, str):
+        return text
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in _DURATIONS:
+        raise ValueError(f"{text!r} is not a duration; write for instance 90s, 10min or 1.5h")
+    return float(match[1]) * _DURATIONS[match[2]]
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds)]
+
+
+class Settings(BaseModel):
+    """Base of all options: frozen, unknown names refused, every field described."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class CommonOptions(Settings):
+    """Options that every command of every pipeline has."""
+
+    device: str = Field("auto", description="Where to compute: auto, cpu, cuda, cuda:1 or mps.")
+    memory_limit: Bytes | None = Field(None, gt=0, description="Most memory to use, for instance 2GiB.")
+    safety_fraction: float = Field(
+        0.75, ge=0.1, le=0.9, description="Share of the free device memory that may be planned for."
+    )
+    cpu_fallback: bool = Field(True, description="Go on with the CPU when the device cannot.")
+    amp: bool = Field(False, description="Mixed precision where the device has it; losses stay in fp32.")
+    tf32: bool = Field(False, description="TF32 matrix arithmetic on NVIDIA GPUs that have it.")
+    compile: bool = Field(False, description="Compile networks with torch.compile.")
+    compile_mode: CompileMode = Field("default", description="How torch.compile optimises.")
+    warmup_iters: int = Field(3, ge=0, description="Iterations not counted in timings.")
+    results: Path = Field(Path("results"), description="Folder of the history of all runs.")
+    model_name: str = Field("", description="Name of this run in the history; the pipeline's by default.")
+    notes: str = Field("", description="Free text kept with this run in the history.")
+    dry_run: bool = Field(
+        False, description="Say what would be done and how much memory it takes, do nothing."
+    )
+    fresh: bool = Field(False, description="Do everything again, even what an earlier run finished.")
+    strict: bool = Field(False, description="Exit with an error when any item was left out.")
+    lang: Language | None = Field(None, description="Language of messages; the system's by default.")
+    quiet: bool = Field(False, description="Say only warnings and errors.")
+    verbose: bool = Field(False, description="Say everything.")
+    json_events: bool = Field(
+        False, alias="json", description="Write events as JSON lines on standard output."
+    )
+
+    @model_validator(mode="after")
+    def _one_voice(self) -> Self:
+        if self.quiet and self.verbose:
+            raise ValueError("quiet and verbose exclude each other")
+        return self

@@ -1,0 +1,154 @@
+"""What a pipeline is: a value with a name and commands. The command line is derived from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from safelight.core.errors import SafelightError
+from safelight.core.events import EventLog, Value
+from safelight.core.options import CommonOptions
+
+if TYPE_CHECKING:
+    from safelight.core.device import Device
+    from safelight.core.execute import Executor
+    from safelight.core.plan import Plan
+
+OptionsT = TypeVar("OptionsT", bound=CommonOptions)
+
+
+@dataclass(frozen=True)
+class Item:
+    """The natural unit of independent work: a volume, a scene, a sky group.
+
+    Parameters
+    ----------
+    name : str
+        Unique within the run; names the outputs and the journal's entry.
+    inputs : tuple of Path
+        The files it is read from; their digests decide whether a finished item is still valid.
+    payload : object
+        What the pipeline knows about it.
+    """
+
+    name: str
+    inputs: tuple[Path, ...]
+    payload: Any = None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An input that was found and cannot be used, with the reason."""
+
+    name: str
+    error: SafelightError
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of discovery."""
+
+    items: tuple[Item, ...]
+    refused: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """What came of one item.
+
+    Parameters
+    ----------
+    outputs : tuple of Path
+        Files written whole, inside the run's folder or where the options say.
+    metrics : mapping
+        Numbers to average over items.
+    details : mapping
+        Anything else worth keeping in ``run.json``; JSON types only.
+    """
+
+    outputs: tuple[Path, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What ``prepare`` and ``process`` may use.
+
+    Parameters
+    ----------
+    device : Device
+        Where to compute and how precisely.
+    executor : Executor
+        Runs kernels within the memory budget.
+    events : EventLog
+        Where to say what happens.
+    folder : Path
+        The run's folder.
+    progress : callable
+        ``progress(done, total, key, data)`` shows how far a long job is.
+    """
+
+    device: Device
+    executor: Executor
+    events: EventLog
+    folder: Path
+    progress: Callable[..., None] = lambda *_, **__: None
+
+
+def mean_of_metrics(records: Sequence[Record]) -> dict[str, float]:
+    """Return the mean of each metric over the records that have it."""
+    names = dict.fromkeys(name for record in records for name in record.metrics)
+    return {
+        name: sum(values) / len(values)
+        for name in names
+        if (values := [record.metrics[name] for record in records if name in record.metrics])
+    }
+
+
+@dataclass(frozen=True)
+class Command(Generic[OptionsT]):
+    """One job of a pipeline, for instance ``denoise train``.
+
+    Parameters
+    ----------
+    name : str
+    help : str
+        First line: what it does. The rest: how to use it, with an example.
+    Options : type
+        Every option, with unit, bounds, default and description. Fields named in ``positional`` are positional.
+    find_items : callable
+        ``(options) -> Found``.
+    process : callable
+        ``(item, options, context, prepared) -> Record``: one item from files to files.
+    prepare : callable, optional
+        ``(items, options, context) -> object``: once, before the items, for instance training. Must be resumable.
+    plan : callable, optional
+        ``(item, options, context) -> sequence of Plan``: the memory plans of an item, without running it.
+    summarise : callable
+        ``(records) -> mapping``: numbers for the history.
+    report : callable, optional
+        ``(run document, folder) -> Path``: writes the report after the items.
+    """
+
+    name: str
+    help: str
+    Options: type[OptionsT]
+    find_items: Callable[[OptionsT], Found]
+    process: Callable[[Item, OptionsT, Context, Any], Record]
+    prepare: Callable[[Sequence[Item], OptionsT, Context], Any] | None = None
+    plan: Callable[[Item, OptionsT, Context], Sequence[Plan]] | None = None
+    summarise: Callable[[Sequence[Record]], Mapping[str, float]] = mean_of_metrics
+    report: Callable[[Mapping[str, Any], Path], Path] | None = None
+    positional: tuple[str, ...] = ("input",)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline: a name, a line of help, and its commands."""
+
+    name: str
+    help: str
+    commands: tuple[Command[Any], ...]
