@@ -1,0 +1,1 @@
+"""Knows bytes, devices and time; nothing about images."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -61,6 +61,11 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds)]
 
 
+def _switch(description: str, alias: str | None = None) -> Any:
+    """Return a flag without a negative form: ``--quiet`` but no ``--no-quiet``."""
+    return Field(False, description=description, alias=alias, json_schema_extra={"one_way": True})
+
+
 class Settings(BaseModel):
     """Base of all options: frozen, unknown names refused, every field described."""
 
@@ -84,17 +89,13 @@ class CommonOptions(Settings):
     results: Path = Field(Path("results"), description="Folder of the history of all runs.")
     model_name: str = Field("", description="Name of this run in the history; the pipeline's by default.")
     notes: str = Field("", description="Free text kept with this run in the history.")
-    dry_run: bool = Field(
-        False, description="Say what would be done and how much memory it takes, do nothing."
-    )
-    fresh: bool = Field(False, description="Do everything again, even what an earlier run finished.")
-    strict: bool = Field(False, description="Exit with an error when any item was left out.")
+    dry_run: bool = _switch("Say what would be done and how much memory it takes, do nothing.")
+    fresh: bool = _switch("Do everything again, even what an earlier run finished.")
+    strict: bool = _switch("Exit with an error when any item was left out.")
     lang: Language | None = Field(None, description="Language of messages; the system's by default.")
-    quiet: bool = Field(False, description="Say only warnings and errors.")
-    verbose: bool = Field(False, description="Say everything.")
-    json_events: bool = Field(
-        False, alias="json", description="Write events as JSON lines on standard output."
-    )
+    quiet: bool = _switch("Say only warnings and errors.")
+    verbose: bool = _switch("Say everything.")
+    json_events: bool = _switch("Write events as JSON lines on standard output.", alias="json")
 
     @model_validator(mode="after")
     def _one_voice(self) -> Self:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from safelight.core.errors import SafelightError
-from safelight.core.events import EventLog, Value
+from safelight.core.events import EventLog, Severity, Value
 from safelight.core.options import CommonOptions
 
 if TYPE_CHECKING:
@@ -40,10 +41,20 @@ class Item:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An input that was found and cannot be used, with the reason."""
+    """An input that was found and cannot be used, with the reason.
+
+    Parameters
+    ----------
+    name : str
+    error : SafelightError
+        Why.
+    severity : Severity
+        An error makes the run's exit status non-zero; a warning does so only with ``--strict``.
+    """
 
     name: str
     error: SafelightError
+    severity: Severity = Severity.ERROR
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,20 @@ def mean_of_metrics(records: Sequence[Record]) -> dict[str, float]:
     }
 
 
+def deferred(target: str) -> Callable[..., Any]:
+    """Return a function that imports ``module:function`` when it is first called.
+
+    So a pipeline can be listed and its ``--help`` shown without importing torch.
+    """
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        module, name = target.split(":")
+        return getattr(import_module(module), name)(*arguments, **keywords)
+
+    call.__name__ = target.partition(":")[2]
+    return call
+
+
 @dataclass(frozen=True)
 class Command(Generic[OptionsT]):
     """One job of a pipeline, for instance ``denoise train``.
@@ -118,37 +143,58 @@ class Command(Generic[OptionsT]):
     help : str
         First line: what it does. The rest: how to use it, with an example.
     Options : type
-        Every option, with unit, bounds, default and description. Fields named in ``positional`` are positional.
+        Every option, with unit, bounds, default and description; those in ``positional`` need no name.
+    folder : callable
+        ``(options) -> Path``: the folder that the run owns.
     find_items : callable
         ``(options) -> Found``.
     process : callable
         ``(item, options, context, prepared) -> Record``: one item from files to files.
     prepare : callable, optional
-        ``(items, options, context) -> object``: once, before the items, for instance training. Must be resumable.
+        ``(items, options, context) -> object``: once, before the items, for instance training; resumable.
     plan : callable, optional
         ``(item, options, context) -> sequence of Plan``: the memory plans of an item, without running it.
     summarise : callable
         ``(records) -> mapping``: numbers for the history.
     report : callable, optional
-        ``(run document, folder) -> Path``: writes the report after the items.
+        ``(folder, run document) -> Path``: writes the report after the items.
+    without_result : frozenset of str
+        Own options that do not change the result; changing another one does finished items again.
     """
 
     name: str
     help: str
     Options: type[OptionsT]
+    folder: Callable[[OptionsT], Path]
     find_items: Callable[[OptionsT], Found]
     process: Callable[[Item, OptionsT, Context, Any], Record]
     prepare: Callable[[Sequence[Item], OptionsT, Context], Any] | None = None
     plan: Callable[[Item, OptionsT, Context], Sequence[Plan]] | None = None
     summarise: Callable[[Sequence[Record]], Mapping[str, float]] = mean_of_metrics
-    report: Callable[[Mapping[str, Any], Path], Path] | None = None
+    report: Callable[[Path, Mapping[str, Any]], Path] | None = None
     positional: tuple[str, ...] = ("input",)
+    without_result: frozenset[str] = frozenset()
+
+    def options_of_result(self, options: OptionsT) -> dict[str, Any]:
+        """Return the options on which the result depends, as JSON values."""
+        common = set(CommonOptions.model_fields) - {"amp", "tf32"}
+        return options.model_dump(mode="json", exclude=common | {"out"} | self.without_result)
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline: a name, a line of help, and its commands."""
+    """A pipeline: a name, a line of help, and its commands.
+
+    Parameters
+    ----------
+    name : str
+    help : str
+    commands : tuple of Command
+    demo : callable, optional
+        ``(folder) -> arguments``: makes a real input in ``folder`` and returns the command line that uses it.
+    """
 
     name: str
     help: str
     commands: tuple[Command[Any], ...]
+    demo: Callable[[Path], list[str]] | None = None

@@ -1,0 +1,1 @@
+"""One room per pipeline, all with the same plan; they never import one another."""
