@@ -109,7 +109,7 @@ def _parameter(name: str, field: FieldInfo, positional: bool) -> inspect.Paramet
     parameter = Parameter(
         name=None if positional else option,
         help=field.description,
-        group=Group(panel, sort_key=("Options" != panel) + 9 * (panel == "Common options")),
+        group=Group(panel, sort_key=(panel != "Options") + 9 * (panel == "Common options")),
         required=required,
         negative=() if extra.get("one_way") else None,
         show_default=field.default not in (None, "", (), False) and not required,
@@ -139,9 +139,7 @@ def _sentence(problem: Any) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ")
     if not problem["loc"]:
         return message
-    return (
-        f"--{str(problem['loc'][0]).replace('_', '-')} {problem['input']}: {message[0].lower()}{message[1:]}"
-    )
+    return f"--{str(problem['loc'][0]).replace('_', '-')} {problem['input']}: {message[0].lower()}{message[1:]}"
 
 
 def _run_command(pipeline: Pipeline, command: Command[Any], options: CommonOptions) -> int:
@@ -155,7 +153,6 @@ def _run_command(pipeline: Pipeline, command: Command[Any], options: CommonOptio
         return run_command(pipeline, command, options, events, console.progress).exit_status
     finally:
         console.close()
-        events.close()
 
 
 def demo(pipeline: str = "denoise", *, out: Path = Path("demo")) -> int:

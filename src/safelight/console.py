@@ -36,9 +36,7 @@ class Console:
         self._language = choose_language(options.lang)
         self._json = options.json_events
         self._quiet = options.quiet
-        self._least = (
-            Severity.DEBUG if options.verbose else Severity.WARNING if options.quiet else Severity.INFO
-        )
+        self._least = Severity.DEBUG if options.verbose else Severity.WARNING if options.quiet else Severity.INFO
         self._terminal = Terminal(file=stream or sys.stderr, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -51,9 +49,7 @@ class Console:
             sys.stdout.write(json.dumps(event.as_json()) + "\n")
             sys.stdout.flush()
         elif _RANK[event.severity] >= _RANK[self._least]:
-            self._terminal.print(
-                translate(event, self._language), style=_STYLES[event.severity], markup=False
-            )
+            self._terminal.print(translate(event, self._language), style=_STYLES[event.severity], markup=False)
 
     def progress(self, done: float, total: float, key: str, /, **data: Value) -> None:
         """Show how far a long job is: a bar on a terminal, now and then a line elsewhere.
@@ -109,7 +105,5 @@ class Console:
         self._last_line = now
         share = done / total if total else 1.0
         left = (now - self._started) * (1 - share) / share if share else 0.0
-        line = Event(
-            "progress_line", data={"what": sentence, "percent": round(100 * share), "seconds": round(left)}
-        )
+        line = Event("progress_line", data={"what": sentence, "percent": round(100 * share), "seconds": round(left)})
         self._terminal.print(translate(line, self._language), markup=False)

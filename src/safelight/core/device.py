@@ -6,17 +6,16 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import psutil
 import torch
-from torch import nn
 
 from safelight.core.errors import DeviceError, UsageError
 from safelight.core.events import EventLog, Value
 from safelight.core.options import CommonOptions, CompileMode
 
-Callable_ = TypeVar("Callable_", bound=Callable[..., Any])
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 _ORDER = ("cuda", "mps", "xpu", "cpu")
 
@@ -109,12 +108,11 @@ class Device:
         elif self.kind == "xpu":
             torch.xpu.empty_cache()
 
-    def compile(self, function: Callable_) -> Callable_:
+    def compile(self, function: FunctionT) -> FunctionT:
         """Return the function compiled, if that is asked for; ``compiled_graphs`` says whether it was."""
         if not self.compiles:
             return function
-        compiled: Callable_ = torch.compile(function, mode=self.compile_mode)
-        return compiled
+        return cast(FunctionT, torch.compile(function, mode=self.compile_mode))
 
     def active(self) -> dict[str, Value]:
         """Return what is active now, read back from torch rather than from the options."""
@@ -201,7 +199,7 @@ def select(options: CommonOptions, events: EventLog) -> Device:
     half = torch.float16 if kind == "mps" or (kind == "cuda" and not torch.cuda.is_bf16_supported()) else torch.bfloat16
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     if kind == "cuda":
-        torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
+        torch.backends.cudnn.allow_tf32 = tf32
         torch.backends.cuda.cufft_plan_cache[torch_device].max_size = 8  # plans are never freed otherwise
     for name, wanted, given in (("tf32", options.tf32, tf32), ("amp", options.amp, amp)):
         if wanted and not given:

@@ -10,10 +10,10 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import IO
 
 Value = str | int | float | bool | None | list["Value"] | dict[str, "Value"]
 
@@ -61,28 +61,18 @@ Subscriber = Callable[[Event], None]
 
 
 class EventLog:
-    """Gathers events in order, writes them as JSON lines, and tells subscribers. Thread-safe.
+    """Gathers events in order and tells subscribers. Thread-safe."""
 
-    Parameters
-    ----------
-    path : Path, optional
-        A file that gets one JSON line per event, appended.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self) -> None:
         self._events: list[Event] = []
         self._subscribers: list[Subscriber] = []
         self._lock = threading.RLock()
-        self._file: IO[str] | None = None if path is None else path.open("a", encoding="utf-8")
 
     def emit(self, key: str, severity: Severity = Severity.INFO, /, **data: Value) -> Event:
         """Record one event and return it."""
         event = Event(key, severity, data)
         with self._lock:
             self._events.append(event)
-            if self._file is not None:
-                self._file.write(json.dumps(event.as_json()) + "\n")
-                self._file.flush()
             for subscriber in self._subscribers:
                 subscriber(event)
         return event
@@ -119,9 +109,21 @@ class EventLog:
         """Return the keys of all events, in order."""
         return [event.key for event in self]
 
-    def close(self) -> None:
-        """Close the file, if there is one."""
-        with self._lock:
-            if self._file is not None:
-                self._file.close()
-                self._file = None
+    @contextmanager
+    def recorded(self, path: Path) -> Iterator[None]:
+        """Append every event, those so far included, to a file of JSON lines while the block runs."""
+        with path.open("a", encoding="utf-8") as file:
+
+            def write(event: Event) -> None:
+                file.write(json.dumps(event.as_json()) + "\n")
+                file.flush()
+
+            with self._lock:
+                for event in self._events:
+                    write(event)
+                self._subscribers.append(write)
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._subscribers.remove(write)

@@ -119,6 +119,22 @@ def mean_of_metrics(records: Sequence[Record]) -> dict[str, float]:
     }
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What the items of a run share.
+
+    Parameters
+    ----------
+    value : object
+        Given to ``process``.
+    digest : str
+        Changes whenever the value does; finished items are then done again.
+    """
+
+    value: Any = None
+    digest: str = ""
+
+
 def deferred(target: str) -> Callable[..., Any]:
     """Return a function that imports ``module:function`` when it is first called.
 
@@ -151,7 +167,7 @@ class Command(Generic[OptionsT]):
     process : callable
         ``(item, options, context, prepared) -> Record``: one item from files to files.
     prepare : callable, optional
-        ``(items, options, context) -> object``: once, before the items, for instance training; resumable.
+        ``(items, options, context) -> Prepared``: once, before the items, for instance training; resumable.
     plan : callable, optional
         ``(item, options, context) -> sequence of Plan``: the memory plans of an item, without running it.
     summarise : callable
@@ -168,7 +184,7 @@ class Command(Generic[OptionsT]):
     folder: Callable[[OptionsT], Path]
     find_items: Callable[[OptionsT], Found]
     process: Callable[[Item, OptionsT, Context, Any], Record]
-    prepare: Callable[[Sequence[Item], OptionsT, Context], Any] | None = None
+    prepare: Callable[[Sequence[Item], OptionsT, Context], Prepared] | None = None
     plan: Callable[[Item, OptionsT, Context], Sequence[Plan]] | None = None
     summarise: Callable[[Sequence[Record]], Mapping[str, float]] = mean_of_metrics
     report: Callable[[Path, Mapping[str, Any]], Path] | None = None

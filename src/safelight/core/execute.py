@@ -1,0 +1,408 @@
+"""The guard: runs kernels over extents of any size in whatever memory there is.
+
+The ladder, one event per step: smaller chunks → accumulators to the host → the CPU, going on at the chunk that
+failed → an error that says the smallest amount that would have worked. This is the only place that catches
+out-of-memory. A retry always happens outside the ``except`` block: an exception keeps every frame's tensors alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from safelight.core.device import Device
+from safelight.core.errors import DeviceError, OutOfMemoryError
+from safelight.core.events import EventLog, Value
+from safelight.core.kernel import MapKernel
+from safelight.core.memory import Budget, Ledger, VirtualDevice, device_budget, host_budget, is_out_of_memory, is_sticky
+from safelight.core.options import CommonOptions
+from safelight.core.plan import Chunk, Corrections, Plan, make_plan
+from safelight.core.stream import AccumulatingSink, Sink, Source, read_ahead
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a kernel really took on its first chunk, against the plan."""
+
+    kernel: str
+    device: str
+    rows: int
+    predicted_bytes: int
+    measured_bytes: int
+
+
+class _Peak:
+    """The peak of one measured chunk, known when its block ends; None where it cannot be measured."""
+
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        self.ledger = ledger
+        self.bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A device to try, with its budget."""
+
+    device: Device
+    budget: Budget
+    virtual: VirtualDevice | None = None
+
+    @property
+    def name(self) -> str:
+        return "virtual" if self.virtual is not None else str(self.device.torch_device)
+
+    @property
+    def is_host(self) -> bool:
+        """Whether this is the CPU with the host's own memory."""
+        return self.device.is_cpu and self.virtual is None
+
+    def accounting(self) -> AbstractContextManager[object]:
+        """Return a context in which allocations are the virtual device's, if this is one."""
+        return self.virtual if self.virtual is not None else nullcontext()
+
+    def take(self, tensor: Tensor, ledger: Ledger | None = None) -> Tensor:
+        """Return a chunk on the device."""
+        if self.virtual is not None:
+            return tensor.clone()
+        if ledger is not None:
+            ledger.track(tensor)
+        return tensor.to(self.device.torch_device)
+
+    @contextmanager
+    def measuring(self) -> Iterator[_Peak]:
+        """Measure the peak of a block: by the driver on CUDA, by a ledger on the CPU."""
+        if self.device.kind == "cuda":
+            peak, where = _Peak(), self.device.torch_device
+            before = torch.cuda.memory_allocated(where)
+            torch.cuda.reset_peak_memory_stats(where)
+            yield peak
+            peak.bytes = torch.cuda.max_memory_allocated(where) - before
+        elif self.device.is_cpu and not self.device.compiles:
+            ledger = self.virtual if self.virtual is not None else Ledger()
+            peak, before = _Peak(ledger), ledger.current
+            ledger.peak = before
+            with ledger:
+                yield peak
+            peak.bytes = ledger.peak - before
+        else:
+            yield _Peak()
+
+
+class Executor:
+    """Runs kernels within a memory budget.
+
+    Parameters
+    ----------
+    device : Device
+    events : EventLog
+    budget : Budget, optional
+        What may be used on the device; measured by default.
+    cpu_fallback : bool
+        Whether the CPU may take over.
+    memory_limit : int, optional
+        Most bytes, on the device and on the host.
+    safety_fraction : float
+        Share of the device's free memory that may be planned for.
+    virtual : VirtualDevice, optional
+        Stands in for the device: computes on the CPU with the memory of another device.
+    corrections : Corrections, optional
+        What earlier runs measured.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        events: EventLog,
+        *,
+        budget: Budget | None = None,
+        cpu_fallback: bool = True,
+        memory_limit: int | None = None,
+        safety_fraction: float = 0.75,
+        virtual: VirtualDevice | None = None,
+        corrections: Corrections | None = None,
+    ) -> None:
+        self.device = device
+        self.events = events
+        self.measured: list[Measured] = []
+        self._budget = budget
+        self._cpu_fallback = cpu_fallback
+        self._memory_limit = memory_limit
+        self._safety_fraction = safety_fraction
+        self._virtual = virtual
+        self._corrections = corrections or Corrections()
+        self._micro_batch: int | None = None
+
+    @classmethod
+    def from_options(cls, device: Device, options: CommonOptions, events: EventLog) -> Executor:
+        """Return the executor that a command's options ask for."""
+        return cls(
+            device,
+            events,
+            cpu_fallback=options.cpu_fallback,
+            memory_limit=options.memory_limit,
+            safety_fraction=options.safety_fraction,
+        )
+
+    @property
+    def budget(self) -> Budget:
+        """What may be used on the device now."""
+        if self._budget is None and self._virtual is not None and self._virtual.cap_bytes is not None:
+            return Budget(self._virtual.cap_bytes - self._virtual.current, "free")
+        return self._budget or device_budget(self.device, self._safety_fraction, self._memory_limit)
+
+    def plan(self, kernel: MapKernel, source: Source) -> Plan:
+        """Return how a kernel would run over a source, without running it."""
+        return self._plan(self._first_stage(), kernel, source)
+
+    def map(self, kernel: MapKernel, source: Source, sink: Sink | AccumulatingSink) -> None:
+        """Run a kernel over a source into a sink: every row once, in order, within the budget.
+
+        Raises
+        ------
+        OutOfMemoryError
+            Not even the smallest chunk fits; says what would have.
+        DeviceError
+            The device is lost.
+        """
+        stage: _Stage | None = self._first_stage()
+        start = 0
+        refused: list[Plan] = []
+        while start < source.extent:
+            if stage is None:
+                raise _does_not_fit(refused)
+            plan = self._plan(stage, kernel, source, sink)
+            if plan.fits:
+                start = self._run_stage(stage, plan, kernel, source, sink, start)
+            if start < source.extent:
+                refused.append(plan)
+                stage = self._next_stage(stage, plan, sink)
+
+    def step(self, loss_of: Callable[[int, int], Tensor], batch_size: int, reset: Callable[[], None]) -> Tensor:
+        """Do the backward passes of one training step, in micro-batches where memory runs short.
+
+        The gradient of a sum of shares is the sum of their gradients, so the optimisation is unchanged. Only batch
+        normalisation sees smaller batches: its statistics are those of each micro-batch.
+
+        Parameters
+        ----------
+        loss_of : callable
+            ``(start, stop) -> Tensor``: the share of the batch's loss that samples ``start`` to ``stop`` contribute.
+        batch_size : int
+        reset : callable
+            Clears the gradients, before a step is tried again.
+
+        Returns
+        -------
+        Tensor
+            The loss of the batch, detached, on the device.
+
+        Raises
+        ------
+        OutOfMemoryError
+            Not even a single sample fits.
+        """
+        size = min(self._micro_batch or batch_size, batch_size)
+        while True:
+            loss, failure = self._backward(loss_of, batch_size, size)
+            if failure is None:
+                assert loss is not None
+                return loss
+            reset()
+            self.device.empty_cache()
+            if size == 1:
+                allowed = self.budget.bytes
+                raise OutOfMemoryError(
+                    "training does not fit with one patch at a time",
+                    needed=allowed + 1,
+                    allowed=allowed,
+                    remedy="smaller --patch-size or --features, or --device cpu",
+                )
+            size = self._micro_batch = -(-size // 2)
+            self.events.warning("micro_batch", size=size, batch=batch_size, reason=failure)
+
+    def memory_record(self) -> list[dict[str, Value]]:
+        """Return predicted and measured peaks of this run, as JSON values."""
+        return [dict(vars(measured)) for measured in self.measured]
+
+    def _first_stage(self) -> _Stage:
+        return _Stage(self.device, self.budget, self._virtual)
+
+    def _next_stage(self, stage: _Stage, plan: Plan, sink: Sink | AccumulatingSink) -> _Stage | None:
+        """Return the next rung of the ladder after the smallest chunk failed, or None at its end."""
+        if isinstance(sink, AccumulatingSink) and sink.on_device:
+            sink.to_host()
+            self.device.empty_cache()
+            self.events.warning("accumulators_to_host", kernel=plan.kernel, device=stage.name)
+            return self._first_stage()
+        if not self._cpu_fallback or stage.is_host:
+            return None
+        self.events.warning(
+            "gpu_fallback_insufficient_memory",
+            kernel=plan.kernel,
+            device=stage.name,
+            needed_bytes=plan.smallest_bytes,
+            budget_bytes=plan.budget.bytes,
+        )
+        cpu = replace(self.device, torch_device=torch.device("cpu"))
+        return _Stage(cpu, host_budget(self._memory_limit))
+
+    def _plan(self, stage: _Stage, kernel: MapKernel, source: Source, sink: object = None) -> Plan:
+        return make_plan(
+            kernel,
+            source,
+            stage.device,
+            stage.budget,
+            host=None if stage.is_host else host_budget(self._memory_limit),
+            accumulates=isinstance(sink, AccumulatingSink) and sink.on_device,
+            correction=self._corrections.get(kernel.name, source.dtype, stage.device),
+        )
+
+    def _run_stage(
+        self, stage: _Stage, plan: Plan, kernel: MapKernel, source: Source, sink: Sink | AccumulatingSink, start: int
+    ) -> int:
+        """Run from row ``start`` on one device; return the first row that is not done."""
+        self.events.debug("plan", **plan.describe())
+        ready = self._load(stage, kernel)
+        if ready is None:
+            return start
+        largest, measure = source.extent, True
+        while start < source.extent:
+            if plan.rows < source.extent and start == 0:
+                self.events.info("gpu_chunking_rows", kernel=plan.kernel, rows=plan.rows, extent=plan.extent)
+            start, failure = self._run_chunks(stage, plan, ready, source, sink, start, measure)
+            if failure is None:
+                measure = False
+                plan = self._plan(stage, kernel, source, sink)
+                plan = plan.with_rows(min(plan.rows, largest))
+                continue
+            stage.device.empty_cache()
+            smaller = plan.halved()
+            if smaller is None:
+                return start
+            self.events.warning("chunk_shrunk", kernel=plan.kernel, before=plan.rows, rows=smaller.rows, why=failure)
+            plan, largest = smaller, smaller.rows
+        return start
+
+    def _load(self, stage: _Stage, kernel: MapKernel) -> Callable[[Tensor], Tensor] | None:
+        """Return the kernel with its constants on the device, or None where these alone do not fit."""
+        try:
+            with stage.accounting():
+                return stage.device.compile(kernel.to(stage.device.torch_device).__call__)
+        except (RuntimeError, MemoryError) as error:
+            self._classify(error, stage)
+            return None
+
+    def _run_chunks(
+        self,
+        stage: _Stage,
+        plan: Plan,
+        ready: Callable[[Tensor], Tensor],
+        source: Source,
+        sink: Sink | AccumulatingSink,
+        start: int,
+        measure: bool,
+    ) -> tuple[int, str | None]:
+        """Run chunks from ``start``: all of them, or only the first one where it is to be measured.
+
+        Returns
+        -------
+        tuple of int and str or None
+            The first row that is not done, and the message of an out-of-memory.
+        """
+        chunks = plan.chunks(start)[: 1 if measure else None]
+        failure = None
+        try:
+            with read_ahead(source, chunks) as tensors:
+                for chunk, tensor in zip(chunks, tensors, strict=True):
+                    result = self._compute(stage, plan, ready, chunk, tensor, source.dtype, measure)
+                    self._deliver(sink, chunk, result)
+                    start = chunk.stop
+                    del tensor, result
+        except (RuntimeError, MemoryError) as error:
+            failure = self._classify(error, stage)
+        return start, failure
+
+    def _compute(
+        self,
+        stage: _Stage,
+        plan: Plan,
+        ready: Callable[[Tensor], Tensor],
+        chunk: Chunk,
+        tensor: Tensor,
+        dtype: torch.dtype,
+        measure: bool,
+    ) -> Tensor:
+        """Return the result of a chunk's core region, on the device."""
+        rows = chunk.read_stop - chunk.read_start
+        with torch.no_grad(), stage.device.autocast():
+            if not measure:
+                with stage.accounting():
+                    result = ready(stage.take(tensor))
+            else:
+                with stage.measuring() as peak:
+                    result = ready(stage.take(tensor, peak.ledger))
+                self._learn(stage, plan, rows, dtype, peak.bytes)
+        if result.shape[0] != rows:
+            raise ValueError(f"kernel {plan.kernel} returned {result.shape[0]} rows for {rows}")
+        return result[chunk.start - chunk.read_start : chunk.stop - chunk.read_start]
+
+    def _learn(self, stage: _Stage, plan: Plan, rows: int, dtype: torch.dtype, used_bytes: int | None) -> None:
+        """Keep what a chunk really took, for the chunks and the runs to come."""
+        if used_bytes is None:
+            return
+        measured = used_bytes + plan.cost.constants
+        predicted = plan.cost.peak(rows)
+        self.measured.append(Measured(plan.kernel, stage.name, rows, predicted, measured))
+        before = self._corrections.get(plan.kernel, dtype, stage.device)
+        self._corrections.put(plan.kernel, dtype, stage.device, before * measured / predicted)
+
+    @staticmethod
+    def _deliver(sink: Sink | AccumulatingSink, chunk: Chunk, result: Tensor) -> None:
+        stays = isinstance(sink, AccumulatingSink) and sink.on_device
+        sink.write(chunk.start, chunk.stop, result if stays else result.cpu())
+
+    def _classify(self, error: BaseException, stage: _Stage) -> str:
+        """Return the message of an out-of-memory; raise everything else.
+
+        Only the message leaves the ``except`` block, so that the memory is free when the chunk is tried again.
+        """
+        message = str(error).split("\n", 1)[0] or type(error).__name__
+        if is_out_of_memory(error):
+            return message
+        if is_sticky(error):
+            self.events.error("device_lost", device=stage.name, reason=message)
+            raise DeviceError(
+                f"the device {stage.name} is lost: {message}", remedy="run the same command again; what is done is kept"
+            ) from None
+        raise error
+
+    def _backward(
+        self, loss_of: Callable[[int, int], Tensor], batch_size: int, size: int
+    ) -> tuple[Tensor | None, str | None]:
+        """Return the loss of a batch done in micro-batches, or the message of an out-of-memory."""
+        total: Tensor | None = None
+        try:
+            with self._first_stage().accounting():
+                for start in range(0, batch_size, size):
+                    share = loss_of(start, min(start + size, batch_size))
+                    share.backward()  # type: ignore[no-untyped-call]
+                    total = share.detach() if total is None else total + share.detach()
+        except (RuntimeError, MemoryError) as error:
+            return None, self._classify(error, self._first_stage())
+        return total, None
+
+
+def _does_not_fit(refused: list[Plan]) -> OutOfMemoryError:
+    cheapest = min(refused, key=lambda plan: plan.smallest_bytes)
+    kept = "" if cheapest.fits else " by the prediction"
+    tried = ", ".join(dict.fromkeys(plan.device for plan in refused))
+    return OutOfMemoryError(
+        f"{cheapest.kernel} does not fit{kept} on {tried}, even {cheapest.smallest} row(s) at a time",
+        needed=cheapest.smallest_bytes,
+        allowed=cheapest.budget.bytes,
+        remedy="a higher --memory-limit, smaller tiles, or a machine with more memory",
+    )

@@ -1,0 +1,116 @@
+"""What the Executor runs, and how a kernel declares what proves it right."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+ROWS_ALIGNMENT = 64
+"""Chunks are multiples of this many rows, so that the tails of vector instructions do not change bits."""
+
+
+class MapKernel(Protocol):
+    """A computation along axis 0: as many rows (or samples) come out as went in.
+
+    ``halo`` rows of context on each side change a row's result; chunks are multiples of ``alignment`` rows.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def halo(self) -> int: ...  # noqa: D102
+    @property
+    def alignment(self) -> int: ...  # noqa: D102
+
+    def __call__(self, chunk: Tensor) -> Tensor: ...  # noqa: D102
+    def to(self, device: torch.device) -> Self:
+        """Return the same kernel with its constants on a device; it may be meta."""
+        ...
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function of a chunk and of constants as a MapKernel.
+
+    Parameters
+    ----------
+    name : str
+    function : callable
+        ``function(chunk, *constants) -> Tensor``, row by row along axis 0.
+    constants : tuple of Tensor
+    halo, alignment : int
+        In rows.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    constants: tuple[Tensor, ...] = ()
+    halo: int = 0
+    alignment: int = ROWS_ALIGNMENT
+
+    def __call__(self, chunk: Tensor) -> Tensor:
+        """Compute one chunk."""
+        return self.function(chunk, *self.constants)
+
+    def to(self, device: torch.device) -> Self:
+        """Return the kernel with its constants on a device."""
+        return replace(self, constants=tuple(constant.to(device) for constant in self.constants))
+
+
+@dataclass(frozen=True)
+class ModuleKernel:
+    """A network as a MapKernel over samples, evaluated without gradients."""
+
+    name: str
+    module: nn.Module
+    halo: int = 0
+    alignment: int = 1
+
+    def __call__(self, chunk: Tensor) -> Tensor:
+        """Compute one batch of samples."""
+        result: Tensor = self.module(chunk)
+        return result
+
+    def to(self, device: torch.device) -> Self:
+        """Return the kernel with a copy of the network on a device."""
+        return replace(self, module=copy.deepcopy(self.module).to(device))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One set of arguments of a kernel function."""
+
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KernelInfo:
+    """What proves a kernel function right, after PyTorch's OpInfo.
+
+    Parameters
+    ----------
+    name : str
+    function : callable
+        Tensors in, tensor out.
+    samples : callable
+        ``(device, dtype) -> iterable of Sample``, seeded; the same on every device.
+    oracle : callable
+        The same computation in NumPy float64, written independently; takes arrays where the function takes tensors.
+    tolerances : mapping
+        (rtol, atol) by dtype: the dtypes that are tested.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    samples: Callable[[torch.device, torch.dtype], Iterable[Sample]]
+    oracle: Callable[..., np.ndarray]
+    tolerances: Mapping[torch.dtype, tuple[float, float]] = field(
+        default_factory=lambda: {torch.float32: (1e-5, 1e-5), torch.float64: (1e-12, 1e-12)}
+    )

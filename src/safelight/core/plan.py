@@ -1,0 +1,273 @@
+"""How a computation is cut so that it fits: predicted by a dry run on the meta device, in milliseconds."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+import torch
+
+from safelight.core.device import Device, hardware_name
+from safelight.core.errors import OutputError
+from safelight.core.events import Value
+from safelight.core.files import atomic_write
+from safelight.core.kernel import MapKernel
+from safelight.core.memory import Budget, Ledger
+
+if TYPE_CHECKING:
+    from safelight.core.stream import Source
+
+_META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A core region and what must be read for it, in rows along axis 0.
+
+    Parameters
+    ----------
+    start, stop : int
+        The rows that are written.
+    read_start, read_stop : int
+        The rows that are read: the core with its halo, inside the extent.
+    """
+
+    start: int
+    stop: int
+    read_start: int
+    read_stop: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes that n rows take while a kernel computes them: ``fixed + per_row · n``.
+
+    Parameters
+    ----------
+    fixed, per_row : int
+        Of the computation, input and output included.
+    constants : int
+        The part of ``fixed`` that the kernel's constants take.
+    input_row, output_row : int
+        One row of the input and of the output.
+    ahead_row : int
+        One row of the next chunk, read ahead into the same memory.
+    """
+
+    fixed: int
+    per_row: int
+    constants: int
+    input_row: int
+    output_row: int
+    ahead_row: int
+
+    def peak(self, rows: int) -> int:
+        """Return the computation's peak for a number of rows, halo included."""
+        return self.fixed + self.per_row * rows
+
+    def bytes(self, rows: int) -> int:
+        """Return the peak with what is read ahead."""
+        return self.peak(rows) + self.ahead_row * rows
+
+    def scaled(self, factor: float) -> Cost:
+        """Return the cost corrected by a measurement."""
+        return replace(self, fixed=math.ceil(self.fixed * factor), per_row=math.ceil(self.per_row * factor))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one kernel runs over one source on one device; printable before running.
+
+    Parameters
+    ----------
+    kernel, device : str
+    extent : int
+        Rows in all.
+    rows : int
+        Rows of a chunk, without its halo.
+    halo : int
+    cost : Cost
+        Predicted, corrected by earlier measurements.
+    budget : Budget
+    smallest : int
+        Fewest rows that a chunk can have.
+    """
+
+    kernel: str
+    device: str
+    extent: int
+    rows: int
+    halo: int
+    cost: Cost
+    budget: Budget
+    smallest: int
+
+    def chunk(self, start: int) -> Chunk:
+        """Return the chunk that starts at a row."""
+        stop = min(start + self.rows, self.extent)
+        return Chunk(start, stop, max(start - self.halo, 0), min(stop + self.halo, self.extent))
+
+    def chunks(self, start: int = 0) -> list[Chunk]:
+        """Return the chunks from a row to the end."""
+        return [self.chunk(at) for at in range(start, self.extent, self.rows)]
+
+    @property
+    def predicted_bytes(self) -> int:
+        """The predicted peak of the largest chunk."""
+        return self.cost.bytes(self._with_halo(self.rows))
+
+    @property
+    def smallest_bytes(self) -> int:
+        """The smallest budget with which this could run."""
+        return self.cost.bytes(self._with_halo(self.smallest))
+
+    @property
+    def fits(self) -> bool:
+        """Whether the prediction is within the budget."""
+        return self.predicted_bytes <= self.budget.bytes
+
+    def with_rows(self, rows: int) -> Plan:
+        """Return the plan with chunks of another size."""
+        return replace(self, rows=rows)
+
+    def halved(self) -> Plan | None:
+        """Return the plan with chunks half as large, aligned; None where they cannot be smaller."""
+        if self.rows <= self.smallest:
+            return None
+        half = max(self.rows // 2 // self.smallest, 1) * self.smallest
+        return self.with_rows(half)
+
+    def describe(self) -> dict[str, Value]:
+        """Return the plan as JSON values, as the event ``plan`` takes them."""
+        return {
+            "kernel": self.kernel,
+            "device": self.device,
+            "chunks": len(self.chunks()),
+            "rows": self.rows,
+            "extent": self.extent,
+            "predicted_bytes": self.predicted_bytes,
+            "budget_bytes": self.budget.bytes,
+            "reason": self.budget.reason,
+        }
+
+    def _with_halo(self, rows: int) -> int:
+        return min(rows + 2 * self.halo, self.extent)
+
+
+def make_plan(
+    kernel: MapKernel,
+    source: Source,
+    device: Device,
+    budget: Budget,
+    *,
+    host: Budget | None = None,
+    accumulates: bool = False,
+    correction: float = 1.0,
+) -> Plan:
+    """Plan a kernel over a source: as many rows at once as the budgets allow, aligned.
+
+    Parameters
+    ----------
+    kernel : MapKernel
+    source : Source
+    device : Device
+    budget : Budget
+        Of the device.
+    host : Budget, optional
+        Of the host, which holds the chunk and the next one; None where device and host share their memory.
+    accumulates : bool
+        Whether the whole result stays on the device.
+    correction : float
+        Measured over predicted peak of earlier runs.
+
+    Returns
+    -------
+    Plan
+        Where not even the smallest chunk fits, a plan of smallest chunks with ``fits`` False.
+    """
+    cost = predict_cost(kernel, source, device, shared=host is None).scaled(correction)
+    if accumulates:
+        cost = replace(cost, fixed=cost.fixed + cost.output_row * source.extent)
+    smallest = min(kernel.alignment, source.extent)
+    room = (budget.bytes - cost.fixed) // (cost.per_row + cost.ahead_row)
+    if host is not None:
+        room = min(room, host.bytes // (2 * cost.input_row))
+    aligned = max((room - 2 * kernel.halo) // smallest, 1) * smallest
+    rows = source.extent if room >= source.extent else aligned
+    return Plan(kernel.name, str(device.torch_device), source.extent, rows, kernel.halo, cost, budget, smallest)
+
+
+def predict_cost(kernel: MapKernel, source: Source, device: Device, shared: bool) -> Cost:
+    """Return what a kernel takes per row, from two dry runs on the meta device.
+
+    Parameters
+    ----------
+    kernel : MapKernel
+    source : Source
+    device : Device
+        Its precision counts.
+    shared : bool
+        Whether the next chunk is read ahead into the device's own memory.
+    """
+    few = min(max(kernel.alignment, 2 * kernel.halo + 1), source.extent)
+    many = min(2 * few, source.extent)
+    with torch.no_grad(), Ledger() as ledger:
+        on_meta = kernel.to(_META)
+        constants = ledger.current
+        peak_few, output_row = _dry_run(on_meta, few, source, device)
+        peak_many = _dry_run(on_meta, many, source, device)[0] if many > few else 0
+    per_row = -(-(peak_many - peak_few) // (many - few)) if many > few else -(-peak_few // few)
+    input_row = math.prod(source.shape) * source.dtype.itemsize
+    fixed = constants + max(peak_few - per_row * few, 0)
+    return Cost(fixed, max(per_row, 1), constants, input_row, output_row, input_row if shared else 0)
+
+
+def _dry_run(kernel: MapKernel, rows: int, source: Source, device: Device) -> tuple[int, int]:
+    """Return the peak of a number of rows without the constants, and the bytes of a row of the result."""
+    with Ledger() as ledger, device.autocast():
+        result = kernel(torch.empty((rows, *source.shape), dtype=source.dtype, device=_META))
+    return ledger.peak, math.prod(result.shape[1:]) * result.dtype.itemsize
+
+
+class Corrections:
+    """Measured over predicted peaks of earlier runs, per kernel, dtype, device and torch version.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        Where they are kept; by default the user's cache folder or SAFELIGHT_CACHE.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        chosen = folder or os.environ.get("SAFELIGHT_CACHE") or platformdirs.user_cache_path("safelight")
+        self._path = Path(chosen) / "corrections.json"
+        self._known = self._read()
+
+    def get(self, kernel: str, dtype: torch.dtype, device: Device) -> float:
+        """Return the correction, 1 where nothing was measured yet."""
+        return self._known.get(self._key(kernel, dtype, device), 1.0)
+
+    def put(self, kernel: str, dtype: torch.dtype, device: Device, correction: float) -> None:
+        """Keep a correction. A cache folder that cannot be written is no reason to stop."""
+        self._known[self._key(kernel, dtype, device)] = correction
+        try:
+            with atomic_write(self._path) as temporary:
+                temporary.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
+        except OutputError:
+            return
+
+    def _read(self) -> dict[str, float]:
+        try:
+            known = json.loads(self._path.read_text(encoding="utf-8"))
+            return {str(key): float(value) for key, value in known.items() if 0.1 < float(value) < 10}
+        except (OSError, ValueError, AttributeError, TypeError):  # a missing or damaged cache is an empty one
+            return {}
+
+    @staticmethod
+    def _key(kernel: str, dtype: torch.dtype, device: Device) -> str:
+        return " | ".join((kernel, str(dtype), hardware_name(device.torch_device), torch.__version__))
