@@ -72,9 +72,7 @@ class TrainingOptions(Settings):
     features: int = _field("Training", 32, "Feature maps of the first level.", ge=4, le=256)
     patch_size: int | None = _field("Training", None, "Side of a training patch in pixels.", ge=16, le=1024)
     batch_size: int | None = _field("Training", None, "Patches per step.", ge=1, le=4096)
-    mask_percentage: float | None = _field(
-        "Training", None, "Share of hidden pixels in percent.", gt=0, le=10
-    )
+    mask_percentage: float | None = _field("Training", None, "Share of hidden pixels in percent.", gt=0, le=10)
     steps: int | None = _field("Training", None, "Number of training steps.", ge=1)
     time_budget: Seconds | None = _field("Training", None, "Time to train, for instance 10min.", gt=0)
     learning_rate: float | None = _field("Training", None, "Highest learning rate.", gt=0, le=1)
@@ -122,17 +120,13 @@ class TrainOptions(ImageOptions, TrainingOptions):
 class PredictOptions(ImageOptions, PredictionOptions):
     """Denoise with a trained model."""
 
-    model: Path = Field(
-        description="A trained model: model.safetensors, or the folder of the run that made it."
-    )
+    model: Path = Field(description="A trained model: model.safetensors, or the folder of the run that made it.")
 
 
 class ExportOptions(CommonOptions):
     """Export a trained model."""
 
-    input: Path = Field(
-        description="A trained model: model.safetensors, or the folder of the run that made it."
-    )
+    input: Path = Field(description="A trained model: model.safetensors, or the folder of the run that made it.")
     out: Path = Field(description="Folder for the exported files.")
     formats: tuple[Literal["bmz", "onnx"], ...] = Field(
         ("bmz", "onnx"), description="bmz: a BioImage Model Zoo package; onnx: an ONNX network."

@@ -1,0 +1,356 @@
+"""Training on the noisy images themselves: nothing in a step waits for the device."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from safelight.core.device import Device
+from safelight.core.errors import InputError
+from safelight.core.execute import Executor
+from safelight.core.files import atomic_write
+from safelight.core.options import Seconds, Settings
+from safelight.pipelines.denoise.frames import Frames
+from safelight.pipelines.denoise.masking import BlindSpots, Masker, MaskingSettings
+from safelight.pipelines.denoise.model import DenoiseModel, Normalisation
+from safelight.pipelines.denoise.network import Architecture, UNet
+from safelight.pipelines.denoise.sampling import PatchSampler, Pool, Symmetries
+
+WARM_UP = 0.1
+SMALLEST_RATE = 1e-3
+POOL_SHARE = 0.4
+STEPS_FOR_512 = 2000
+
+
+class TrainingSettings(Settings):
+    """How long and how fast a network is trained."""
+
+    steps: int | None = Field(None, ge=1, description="Training steps; by the data's size if not given.")
+    time_budget: Seconds | None = Field(None, gt=0, description="Seconds to train; the schedule adapts to it.")
+    batch_size: int = Field(16, ge=1, description="Patches per step.")
+    patch_size: int | None = Field(None, ge=8, description="Side of a patch; 64 for images, 32 for volumes.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Highest learning rate.")
+    augment: bool = Field(True, description="Flip and rotate patches, eight orientations.")
+    validation_patches: int = Field(32, ge=1, description="Patches that watch the training, masked once.")
+    epoch_steps: int = Field(50, ge=1, description="Steps between two looks at the losses.")
+    seed: int = Field(0, ge=0, description="Seed of every random draw.")
+
+
+@dataclass
+class Losses:
+    """The losses of each epoch, and the step at which it ended."""
+
+    steps: list[int] = field(default_factory=list)
+    training: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """How far training is, told after every epoch.
+
+    Parameters
+    ----------
+    step : int
+    share : float
+        Of the whole training, 0 to 1.
+    seconds : float
+        Spent so far, those before an interruption included.
+    losses : Losses
+    preview : callable
+        Returns the model as it is now.
+    """
+
+    step: int
+    share: float
+    seconds: float
+    losses: Losses
+    preview: Callable[[], DenoiseModel]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The models of the last step and of the lowest validation loss, and how training went."""
+
+    last: DenoiseModel
+    best: DenoiseModel
+    losses: Losses
+    has_gaps: bool
+
+
+def learning_rate_at(share: float, highest: float) -> float:
+    """Return the learning rate of the one-cycle policy (Smith 2018) at a share of the training.
+
+    Half a cosine up during the first tenth, half a cosine down to a thousandth until the end. A function of the
+    share, so that a time budget and a number of steps use the same schedule.
+    """
+    if share < WARM_UP:
+        return highest * (0.04 + 0.96 * (1 - math.cos(math.pi * share / WARM_UP)) / 2)
+    down = (min(share, 1.0) - WARM_UP) / (1 - WARM_UP)
+    return highest * (SMALLEST_RATE + (1 - SMALLEST_RATE) * (1 + math.cos(math.pi * down)) / 2)
+
+
+def default_steps(images: Sequence[Frames]) -> int:
+    """Return how many steps suit the data: 2000 for one 512² image, growing with the root of the pixels."""
+    pixels = sum(math.prod(image.shape) / image.channels for image in images)
+    return int(min(max(STEPS_FOR_512 * math.sqrt(pixels / 512**2), 600), 20_000))
+
+
+def patch_shape(images: Sequence[Frames], architecture: Architecture, wanted: int | None) -> tuple[int, ...]:
+    """Return the size of the training patches: as wanted, or as large as the images allow.
+
+    Raises
+    ------
+    InputError
+        An image is too small to train on, or smaller than the patches that were asked for.
+    """
+    smallest = [min(sizes) for sizes in zip(*(image.spatial for image in images), strict=True)]
+    unit = architecture.alignment
+    default = (64, 64) if architecture.dims == 2 else (16, 32, 32)
+    sides = (wanted,) * architecture.dims if wanted else default
+    patch = tuple(min(side, most) // unit * unit for side, most in zip(sides, smallest, strict=True))
+    least = 2 * unit
+    if min(patch) < least or (wanted and min(smallest) < wanted):
+        raise InputError(
+            f"an image of {'×'.join(map(str, smallest))} pixels is smaller than a training patch",
+            expected=f"at least {max(wanted or 0, least)} pixels along every axis",
+            remedy="a smaller --patch-size, a smaller --depth, or --dimensions 2",
+        )
+    return patch
+
+
+class Training:
+    """One network being trained on a pool of noisy images.
+
+    Parameters
+    ----------
+    images : sequence of Frames
+        With equal numbers of channels.
+    architecture : Architecture
+    masking : MaskingSettings
+    settings : TrainingSettings
+    device : Device
+    executor : Executor
+        Does each step in as many parts as memory needs.
+
+    Raises
+    ------
+    InputError
+        The images are constant, empty of finite values, or smaller than a patch.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Frames],
+        architecture: Architecture,
+        masking: MaskingSettings,
+        settings: TrainingSettings,
+        device: Device,
+        executor: Executor,
+    ) -> None:
+        self.architecture, self.masking, self.settings = architecture, masking, settings
+        self.patch = patch_shape(images, architecture, settings.patch_size)
+        self.steps = settings.steps or (None if settings.time_budget else default_steps(images))
+        self.losses = Losses()
+        self.step_number = 0
+        self.seconds = 0.0
+        self._device, self._executor = device, executor
+        where = device.torch_device
+        crop = tuple(4 * side for side in self.patch)
+        self.pool = Pool(images, where, int(executor.budget.bytes * POOL_SHARE), crop, settings.seed)
+        if len(self.pool.moments.constant()) == self.pool.channels:
+            raise InputError(
+                "the images are constant or have no finite value: there is no noise to learn",
+                expected="images with noise",
+            )
+        self.normalisation: Normalisation = self.pool.moments.normalisation()
+        self.pool.normalise(self.normalisation)
+        symmetries = Symmetries.of(masking.structure) if settings.augment else Symmetries(False, False, False)
+        self._sampler = PatchSampler(self.pool, self.patch, symmetries)
+        self._masker = Masker(masking, self.patch, where)
+        self._generator = torch.Generator(where).manual_seed(settings.seed)
+        self._network = self._new_network()
+        self._forward = device.compile(self._network)
+        parameters = list(self._network.parameters())
+        self._optimizer = torch.optim.Adam(
+            parameters, settings.learning_rate, betas=(0.9, 0.99), fused=device.kind in ("cpu", "cuda")
+        )
+        self._total = torch.zeros((), device=where)
+        self._validation = self._draw(settings.validation_patches)
+        self._best_loss = math.inf
+        self._best = self._weights()
+
+    @property
+    def share(self) -> float:
+        """How much of the training is done, 0 to 1."""
+        by_steps = self.step_number / self.steps if self.steps else 0.0
+        budget = self.settings.time_budget
+        return min(max(by_steps, self.seconds / budget if budget else 0.0), 1.0)
+
+    def run(self, checkpoint: Path | None = None, on_epoch: Callable[[Epoch], None] | None = None) -> Trained:
+        """Train to the end, or from the checkpoint to the end.
+
+        Parameters
+        ----------
+        checkpoint : Path, optional
+            Written whole after every epoch; one of the same training is continued, bit for bit on the CPU.
+        on_epoch : callable, optional
+            Called after every epoch.
+        """
+        if checkpoint is not None and checkpoint.exists():
+            self._restore(checkpoint)
+        while self.share < 1:
+            started, before = time.monotonic(), self.seconds
+            steps = self._run_epoch(started, before)
+            self._look(steps)
+            self.pool.refresh(crops=1)
+            self.seconds = before + time.monotonic() - started
+            if checkpoint is not None:
+                self._save(checkpoint)
+            if on_epoch is not None:
+                on_epoch(Epoch(self.step_number, self.share, self.seconds, self.losses, self.model))
+        return Trained(self.model(), self._model_of(self._best), self.losses, self.pool.has_gaps)
+
+    def step(self) -> None:
+        """Do one step: draw, hide, predict, compare, improve. Waits for nothing."""
+        spots = self._draw(self.settings.batch_size)
+        self._optimizer.zero_grad(set_to_none=True)
+        hidden = spots.weights.sum()
+
+        def loss_of(start: int, stop: int) -> Tensor:
+            return spots.loss_sum(self._predict(spots.visible[start:stop]), start, stop) / hidden
+
+        self._total += self._executor.step(loss_of, self.settings.batch_size, self._optimizer.zero_grad)
+        self._optimizer.step()
+        self.step_number += 1
+
+    def model(self) -> DenoiseModel:
+        """Return the model as it is now."""
+        return self._model_of(self._weights())
+
+    def _new_network(self) -> UNet:
+        # The network's own random state: the caller's is neither used nor changed.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            network = UNet(self.architecture)
+        layout = torch.channels_last if self.architecture.dims == 2 else torch.channels_last_3d
+        return cast(UNet, network.to(self._device.torch_device, memory_format=layout)).train()
+
+    def _draw(self, batch: int) -> BlindSpots:
+        patches = self._sampler.gather(*self._sampler.draw(batch, self._generator))
+        draws = self._masker.draw(batch, self.pool.channels, self._generator)
+        return self._masker.hide(patches, draws)
+
+    def _predict(self, visible: Tensor) -> Tensor:
+        with self._device.autocast():
+            prediction: Tensor = self._forward(visible)
+        return prediction
+
+    def _run_epoch(self, started: float, before: float) -> int:
+        """Do the steps of one epoch; return how many."""
+        first = self.step_number
+        self._total.zero_()
+        while self.step_number - first < self.settings.epoch_steps and self.share < 1:
+            rate = learning_rate_at(self.share, self.settings.learning_rate)
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            self.step()
+            if self.settings.time_budget:
+                self.seconds = before + time.monotonic() - started
+        return self.step_number - first
+
+    def _look(self, steps: int) -> None:
+        """Read the losses: the only time per epoch that waits for the device."""
+        self._network.eval()
+        with torch.no_grad():
+            total = torch.zeros((), device=self._device.torch_device)
+            for start in range(0, self.settings.validation_patches, self.settings.batch_size):
+                part = slice(start, start + self.settings.batch_size)
+                prediction = self._predict(self._validation.visible[part])
+                total += self._validation.loss_sum(prediction, start, part.stop)
+        self._network.train()
+        both = torch.stack((self._total / steps, total / self._validation.weights.sum()))
+        training, validation = both.tolist()
+        self.losses.steps.append(self.step_number)
+        self.losses.training.append(training)
+        self.losses.validation.append(validation)
+        if validation < self._best_loss:
+            self._best_loss, self._best = validation, self._weights()
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu().clone() for name, tensor in self._network.state_dict().items()}
+
+    def _model_of(self, weights: dict[str, Tensor]) -> DenoiseModel:
+        facts = {
+            "steps": self.step_number,
+            "seconds": round(self.seconds, 1),
+            "patch": list(self.patch),
+            "settings": self.settings.model_dump(mode="json"),
+            "masking": self.masking.model_dump(mode="json"),
+            "final_training_loss": self.losses.training[-1] if self.losses.training else None,
+            "final_validation_loss": self.losses.validation[-1] if self.losses.validation else None,
+        }
+        return DenoiseModel(
+            self.architecture,
+            self.normalisation,
+            weights,
+            "CZYX"[-1 - self.architecture.dims :] if self.pool.channels > 1 else "ZYX"[-self.architecture.dims :],
+            self.masking.structure,
+            facts,
+        )
+
+    def _identity(self) -> str:
+        """Return the digest of everything that decides how the training goes."""
+        parts = [
+            self.architecture.model_dump(mode="json"),
+            self.masking.model_dump(mode="json"),
+            self.settings.model_dump(mode="json"),
+            asdict(self.normalisation),
+            self.steps,
+            list(self.patch),
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _save(self, path: Path) -> None:
+        state = {
+            "identity": self._identity(),
+            "network": self._network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "generator": self._generator.get_state(),
+            "pool": self.pool.state(),
+            "step": self.step_number,
+            "seconds": self.seconds,
+            "losses": asdict(self.losses),
+            "best": self._best,
+            "best_loss": self._best_loss,
+        }
+        with atomic_write(path) as temporary:
+            torch.save(state, temporary)
+
+    def _restore(self, path: Path) -> None:
+        """Go on from a checkpoint of the same training; another's is passed over and replaced."""
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError) as error:
+            raise InputError(
+                f"the checkpoint is damaged ({type(error).__name__})", path=path, remedy="run again with --fresh"
+            ) from None
+        if state.get("identity") != self._identity():
+            return
+        self._network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._generator.set_state(state["generator"])
+        self.pool.restore(state["pool"])
+        self.step_number, self.seconds = state["step"], state["seconds"]
+        self.losses = Losses(**state["losses"])
+        self._best, self._best_loss = state["best"], state["best_loss"]
