@@ -14,6 +14,7 @@ from rich.table import Table
 from safelight.core.errors import InputError
 from safelight.core.history import compare, metrics_of, read
 
+LISTED_METRICS = 3
 LOWER_IS_BETTER = ("loss", "rmse", "chamfer", "error", "seconds")
 
 
@@ -35,21 +36,41 @@ def show(names: tuple[str, ...], results: Path, last: int, as_json: bool) -> int
     if as_json:
         sys.stdout.writelines(json.dumps(entry) + "\n" for entry in chosen)
     else:
-        Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty()).print(_table(chosen, mark_best=bool(names)))
+        table = _side_by_side(chosen) if names else _list(chosen)
+        Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty()).print(table)
     return 0
 
 
-def _table(entries: Sequence[Any], mark_best: bool) -> Table:
-    metrics = metrics_of(entries)
-    table = Table("time", "name", "job", "done", "failed", *metrics, "seconds", "notes")
-    best = {metric: _best(entries, metric) for metric in metrics} if mark_best else {}
+def _list(entries: Sequence[Any]) -> Table:
+    """Return one row per run, with the first metrics only."""
+    metrics = metrics_of(entries)[:LISTED_METRICS]
+    table = Table("time", "name", "job", "items", "failed", *metrics, "seconds", "notes", box=None)
     for entry in entries:
-        values = [_number(entry["averages"].get(metric), best.get(metric)) for metric in metrics]
-        done = entry["num_done"] + entry["num_skipped"]
-        job = f"{entry['pipeline']} {entry['command']}"
-        times = (entry["timestamp"][:19].replace("T", " "), entry["model_name"], job)
-        table.add_row(*times, str(done), str(entry["num_failed"]), *values, f"{entry['seconds']:.1f}", entry["notes"])
+        table.add_row(*_facts(entry), *(_number(entry["averages"].get(m)) for m in metrics), *_end(entry))
     return table
+
+
+def _side_by_side(entries: Sequence[Any]) -> Table:
+    """Return one column per run and one row per metric, the best value of each marked."""
+    table = Table("", *(entry["model_name"] for entry in entries), box=None)
+    labels = ("time", "name", "job", "items", "failed")
+    for label, values in zip(labels, zip(*map(_facts, entries), strict=True), strict=True):
+        table.add_row(label, *values)
+    for metric in metrics_of(entries):
+        best = _best(entries, metric)
+        table.add_row(metric, *(_number(entry["averages"].get(metric), best) for entry in entries))
+    for label, values in zip(("seconds", "notes"), zip(*map(_end, entries), strict=True), strict=True):
+        table.add_row(label, *values)
+    return table
+
+
+def _facts(entry: Any) -> tuple[str, ...]:
+    time, job = entry["timestamp"][:19].replace("T", " "), f"{entry['pipeline']} {entry['command']}"
+    return (time, entry["model_name"], job, str(entry["num_items"]), str(entry["num_failed"]))
+
+
+def _end(entry: Any) -> tuple[str, str]:
+    return (f"{entry['seconds']:.1f}", entry["notes"])
 
 
 def _best(entries: Sequence[Any], metric: str) -> float | None:
@@ -58,7 +79,7 @@ def _best(entries: Sequence[Any], metric: str) -> float | None:
     return choose(values) if len(values) > 1 else None
 
 
-def _number(value: float | None, best: float | None) -> str:
+def _number(value: float | None, best: float | None = None) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" + (" ★" if value == best else "")

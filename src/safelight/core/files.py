@@ -36,8 +36,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     if path.is_dir():
         raise OutputError("a folder has this name", path=path, remedy="remove it, or name another output")
     with _temporary(path) as temporary:
+        with _output_errors(path):
+            temporary.touch()
+            mode = temporary.stat().st_mode
         yield temporary
         with _output_errors(path):
+            temporary.chmod(mode)  # some writers make files that only their owner can read
             _flush(temporary)
             temporary.replace(path)
             _flush(path.parent)

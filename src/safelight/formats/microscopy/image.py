@@ -176,7 +176,7 @@ class ImageFile:
         self.dtype = _pixel_type(path, content.pixels.dtype)
         self.metadata = content.metadata
         self.notices = content.notices
-        self._pixels = content.pixels
+        self._pixels: Pixels | None = content.pixels
         self._limits = limits
         self._resources = ExitStack()
 
@@ -209,6 +209,8 @@ class ImageFile:
         UnsafeInputError
             The region is larger than memory.
         """
+        if self._pixels is None:
+            raise ValueError(f"{self.path} is closed")
         region = whole(self.shape) if slices is None else within(slices, self.shape)
         size = math.prod(part.stop - part.start for part in region) * self.dtype.itemsize
         self._limits.check_allocation(self.path, size)
@@ -216,7 +218,8 @@ class ImageFile:
             return np.array(self._pixels[region], dtype=self.dtype, order="C")
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; it cannot be read any more."""
+        self._pixels = None
         self._resources.close()
 
     def __enter__(self) -> Self:

@@ -128,11 +128,20 @@ def _channels_to_ome(channels: tuple[Channel, ...], layout: Layout) -> dict[str,
         return {}
     columns: dict[str, list[Any]] = {
         "Name": [channel.name for channel in channels],
-        "Color": [channel.color and _color_to_ome(channel.color) for channel in channels],
+        "Color": [_color_to_ome(channel.color or "FFFFFF") for channel in channels],
         "EmissionWavelength": [channel.emission for channel in channels],
         "ExcitationWavelength": [channel.excitation for channel in channels],
     }
-    return {name: column for name, column in columns.items() if all(entry is not None for entry in column)}
+    return {name: column for name, column in columns.items() if None not in column}
+
+
+def xml_holds_channels(layout: Layout, channels_in_samples: bool) -> bool:
+    """Return whether OME-XML, as tifffile writes it, can hold what is known about the channels: all or nothing."""
+    channels = layout.metadata.channels
+    for wavelengths in ([each.emission for each in channels], [each.excitation for each in channels]):
+        if any(wavelengths) and None in wavelengths:
+            return False
+    return not (channels_in_samples and channels)
 
 
 def from_imagej(entries: Mapping[str, Any], resolution: Mapping[str, float], channels: int) -> Metadata:
@@ -198,6 +207,6 @@ def to_imagej(layout: Layout) -> dict[str, Any]:
     return entries
 
 
-def imagej_names_channels(layout: Layout) -> bool:
+def imagej_holds_channels(layout: Layout) -> bool:
     """Return whether labels of planes can hold everything known about the channels."""
     return all(channel == Channel(name=channel.name) for channel in layout.metadata.channels)

@@ -23,6 +23,8 @@ from safelight.formats.microscopy.units import micrometres, seconds
 from safelight.formats.microscopy.writing import Canvas, Layout, Writer
 
 _KINDS = {"t": ("time", "second"), "c": ("channel", None)} | dict.fromkeys("zyx", ("space", "micrometer"))
+_DOCUMENTS = (".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json")
+_HARMLESS_BYTES = 1 << 20  # chunks that hold one value compress without limit, or are left out
 _CHUNK = {"Z": 16, "Y": 512, "X": 512}
 
 
@@ -40,14 +42,13 @@ def read(path: Path, limits: Limits, resources: ExitStack) -> Content:
     resources.callback(store.close)
     node = zarr.open(store, mode="r")
     if isinstance(node, zarr.Array):
-        _check_array(path, node, limits)
-        return Content(node, _axes(node, {}), _metadata({}, node, {}), _missing_chunks(path, node))
+        notices = _check_array(path, node, limits)
+        return Content(node, _axes(node, {}), _metadata({}, node, {}), notices)
     group, images = _image_group(node)
     attributes = _attributes(group)
     multiscale = _multiscale(path, attributes)
     array = _highest_resolution(path, group, multiscale)
-    _check_array(path, array, limits)
-    notices = _missing_chunks(path, array)
+    notices = _check_array(path, array, limits)
     if images > 1:
         notices += (Event("further_images", data={"file": str(path), "count": images - 1}),)
     return Content(array, _axes(array, multiscale), _metadata(attributes, array, multiscale), notices)
@@ -100,25 +101,33 @@ def _highest_resolution(path: Path, group: zarr.Group, multiscale: Mapping[str, 
     return array
 
 
-def _check_array(path: Path, array: zarr.Array[Any], limits: Limits) -> None:
-    """Refuse codecs that run code, chunks that do not fit in memory, and sizes that the chunks cannot make up."""
-    if any("pickle" in name for name in _codec_names(array.metadata.to_dict())):
+def _check_array(path: Path, array: zarr.Array[Any], limits: Limits) -> tuple[Event, ...]:
+    """Refuse codecs that run code, chunks that do not fit in memory, and sizes that the chunks cannot make up.
+
+    Returns an event where chunks are missing: they are read as the fill value, by the format's rule.
+    """
+    document = array.metadata.to_dict()
+    codecs = [document.get(key) for key in ("codecs", "compressor", "filters")]
+    if any("pickle" in name for name in _codec_names(codecs)):
         raise UnsafeInputError("its chunks are pickled Python objects, which could run code", path=path)
     if 0 in array.chunks:
         raise InputError(f"its chunks of sizes {array.chunks} are empty", path=path)
     limits.check_allocation(path, math.prod(array.chunks) * array.dtype.itemsize)
+    files = [file for file in inside(path, array.path).rglob("*") if file.name not in _DOCUMENTS and file.is_file()]
     claimed = math.prod(array.shape) * array.dtype.itemsize
-    held = 0
-    for file in path.rglob("*"):
-        held += file.stat().st_size
-        if held * limits.expansion >= claimed:
-            return
-    raise UnsafeInputError(
-        f"its header claims {format_bytes(claimed)} of pixels, its files have {format_bytes(held)}",
-        path=path,
-        expected="a header that agrees with the chunks",
-        remedy="check whether the folder was copied whole",
-    )
+    held = sum(file.stat().st_size for file in files)
+    if claimed > (held + _HARMLESS_BYTES) * limits.expansion:
+        raise UnsafeInputError(
+            f"its header claims {format_bytes(claimed)} of pixels, its chunks have {format_bytes(held)}",
+            path=path,
+            expected="a header that agrees with the chunks",
+            remedy="check whether the folder was copied whole",
+        )
+    stored = array.shards or array.chunks
+    chunks = math.prod(math.ceil(size / step) for size, step in zip(array.shape, stored, strict=True))
+    if len(files) >= chunks:
+        return ()
+    return (Event("chunks_missing", data={"file": str(path), "missing": chunks - len(files), "chunks": chunks}),)
 
 
 def _codec_names(document: object) -> Iterator[str]:
@@ -131,14 +140,6 @@ def _codec_names(document: object) -> Iterator[str]:
     elif isinstance(document, list | tuple):
         for part in document:
             yield from _codec_names(part)
-
-
-def _missing_chunks(path: Path, array: zarr.Array[Any]) -> tuple[Event, ...]:
-    """Return an event where chunks are missing: they are read as the fill value, by the format's rule."""
-    missing = array.nchunks - array.nchunks_initialized
-    if missing <= 0:
-        return ()
-    return (Event("chunks_missing", data={"file": str(path), "missing": missing, "chunks": array.nchunks}),)
 
 
 def _axes(array: zarr.Array[Any], multiscale: Mapping[str, Any]) -> str | None:

@@ -77,7 +77,11 @@ def _check_chain(path: Path) -> None:
 
 
 def _unpack(stream: IO[bytes], code: str) -> int:
-    number: int = struct.unpack(code, stream.read(struct.calcsize(code)))[0]
+    size = struct.calcsize(code)
+    text = stream.read(size)
+    if len(text) < size:
+        raise EOFError("it ends within the headers of its pages")
+    number: int = struct.unpack(code, text)[0]
     return number
 
 
@@ -113,7 +117,7 @@ def _check_series(
     unmet = [name for flag, name in _DECLARED.items() if getattr(tif, flag)]
     if unmet and series.kind in ("generic", "uniform"):
         raise InputError(f"its {unmet[0]} header does not agree with its pages", path=path)
-    if series.dataoffset is None:
+    if _offset(series) is None:
         missing = sum(page is None for page in series.pages)
         if missing:
             raise InputError(
@@ -122,6 +126,11 @@ def _check_series(
                 expected="all planes, in this file or beside it",
                 remedy="copy all files of the image into one folder",
             )
+
+
+def _offset(series: tifffile.TiffPageSeries) -> int | None:
+    """Return where the pixels are, if they lie in one piece in one file."""
+    return None if series.is_multifile else series.dataoffset
 
 
 def _axes(series: tifffile.TiffPageSeries) -> str:
@@ -133,7 +142,7 @@ def _axes(series: tifffile.TiffPageSeries) -> str:
 
 
 def _pixels(path: Path, series: tifffile.TiffPageSeries, limits: Limits, resources: ExitStack) -> Pixels:
-    offset = series.dataoffset
+    offset = _offset(series)
     if offset is not None:
         stored = series.dtype.newbyteorder(series.keyframe.parent.byteorder)
         file = series.keyframe.parent.filehandle.path
@@ -263,9 +272,9 @@ def _held(path: Path, layout: Layout) -> set[str]:
     flavour = _flavour(path, layout)
     everything = set(Metadata.model_fields)
     if flavour == "imagej":
-        channels = {"channels"} if ome.imagej_names_channels(layout) else set()
+        channels = {"channels"} if ome.imagej_holds_channels(layout) else set()
         return {"description", "pixel_size", "time_interval", "imagej"} | channels
-    if flavour == "ome" and _channels_in_samples(layout):
+    if flavour == "ome" and not ome.xml_holds_channels(layout, _channels_in_samples(layout)):
         return everything - {"imagej", "channels"}
     return everything - {"imagej"}
 

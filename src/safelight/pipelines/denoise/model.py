@@ -77,6 +77,13 @@ class DenoiseModel:
     structure: tuple[tuple[int, ...], ...] = ()
     facts: Mapping[str, Value] = field(default_factory=dict)
 
+    @classmethod
+    def untrained(cls, architecture: Architecture) -> DenoiseModel:
+        """Return a model with random weights, to plan with before there is a trained one."""
+        channels = architecture.channels
+        normalisation = Normalisation((0.0,) * channels, (1.0,) * channels)
+        return cls(architecture, normalisation, UNet(architecture).state_dict())
+
     def network(self) -> UNet:
         """Return the network with its weights, in evaluation mode, on the CPU."""
         network = UNet(self.architecture)

@@ -51,7 +51,7 @@ class TrainingOptions(Settings):
     method: Literal["n2v2", "n2v"] = _field(
         "Training", "n2v2", "Sets the four switches below: N2V2 without checkerboards, or plain N2V."
     )
-    residual: bool | None = _field("Training", None, "Network predicts a correction to its input (N2V: no).")
+    residual: bool | None = _field("Training", None, "Network predicts a correction to its input (N2V2: no).")
     top_skip: bool | None = _field("Training", None, "Skip connection at full resolution (N2V2: no).")
     blur_pool: bool | None = _field("Training", None, "Max-blur-pool instead of max-pool (N2V2: yes).")
     replacement: Literal["median", "mean", "uniform"] | None = _field(
@@ -63,6 +63,9 @@ class TrainingOptions(Settings):
         "structN2V: hides correlated neighbours too: none, auto, horizontal, vertical, cross, "
         "or rows of 0 and 1 such as 01110 or 010/111/010.",
         pattern="^(none|auto|horizontal|vertical|cross|[01]+(/[01]+)*)$",
+    )
+    structure_radius: int = _field(
+        "Training", 4, "Pixels each way that horizontal, vertical and cross hide.", ge=1, le=15
     )
     dimensions: Literal["auto", "2", "3"] = _field(
         "Training", "auto", "2 treats planes one by one, 3 uses the neighbours in Z (auto: 3 from 16 planes)."
@@ -77,7 +80,7 @@ class TrainingOptions(Settings):
     time_budget: Seconds | None = _field("Training", None, "Time to train, for instance 10min.", gt=0)
     learning_rate: float | None = _field("Training", None, "Highest learning rate.", gt=0, le=1)
     augment: bool = _field("Training", True, "Eight-fold flips and rotations.")
-    validation: float = _field("Training", 0.1, "Share of the patches kept for validation.", ge=0, le=0.5)
+    validation_patches: int = _field("Training", 32, "Patches that watch the training.", ge=1, le=1024)
     weights: Literal["last", "best"] = _field(
         "Training", "last", "Which weights are used: the last, or the best by validation loss."
     )

@@ -142,6 +142,8 @@ class Training:
     device : Device
     executor : Executor
         Does each step in as many parts as memory needs.
+    data : str
+        Digest of the images: a checkpoint of others is not continued.
 
     Raises
     ------
@@ -157,7 +159,9 @@ class Training:
         settings: TrainingSettings,
         device: Device,
         executor: Executor,
+        data: str = "",
     ) -> None:
+        self._data = data
         self.architecture, self.masking, self.settings = architecture, masking, settings
         self.patch = patch_shape(images, architecture, settings.patch_size)
         self.steps = settings.steps or (None if settings.time_budget else default_steps(images))
@@ -318,6 +322,7 @@ class Training:
             asdict(self.normalisation),
             self.steps,
             list(self.patch),
+            self._data,
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -1,0 +1,128 @@
+"""What one item is: an image file; for training, all images together; for export, a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safelight.core.errors import InputError, SafelightError, UsageError
+from safelight.core.pipeline import Found, Item, Refusal
+from safelight.formats.microscopy import find_images, open_image
+from safelight.pipelines.denoise.options import ExportOptions, ImageOptions
+
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ImageItem:
+    """An image to denoise: where it is and what its header says."""
+
+    path: Path
+    shape: tuple[int, ...]
+    axes: str
+
+    @property
+    def channels(self) -> int:
+        """Number of channels."""
+        return self.size("C")
+
+    def size(self, axis: str) -> int:
+        """Return the length of an axis, 1 where the image does not have it."""
+        return dict(zip(self.axes, self.shape, strict=True)).get(axis, 1)
+
+
+def find_items(options: ImageOptions) -> Found:
+    """Find the images that the input names; each one that can be opened is an item.
+
+    Images whose number of channels differs from the first one's are left out: one model denoises all.
+
+    Raises
+    ------
+    InputError
+        The input does not exist or names no image.
+    UsageError
+        One output file is named for several images, or it is one of the inputs.
+    """
+    found = find_images(options.input)
+    items: list[Item] = []
+    refused = list(found.refused)
+    names = _unique_names(found.paths)
+    for path, name in zip(found.paths, names, strict=True):
+        try:
+            image = _look(path, options.axes)
+            _check_channels(image, items)
+            items.append(Item(name, (path,), image))
+        except SafelightError as error:
+            refused.append(Refusal(path.name, error))
+    _check_output(options, items)
+    return Found(tuple(items), tuple(refused))
+
+
+def find_training_set(options: ImageOptions) -> Found:
+    """Find the images that the input names; all of them together are one item."""
+    found = find_items(options)
+    if not found.items:
+        return found
+    paths = tuple(path for item in found.items for path in item.inputs)
+    return Found((Item("model", paths, tuple(found.items)),), found.refused)
+
+
+def find_model(options: ExportOptions) -> Found:
+    """Find the trained model that the input names."""
+    path = model_path(options.input)
+    return Found((Item(path.parent.name or "model", (path,), path),))
+
+
+def model_path(path: Path) -> Path:
+    """Return the model's file: the path itself, or the model in a run's folder.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    chosen = path / MODEL if path.is_dir() else path
+    if not chosen.is_file():
+        raise InputError(
+            "there is no trained model here",
+            path=chosen,
+            expected=f"{MODEL}, or the folder of a run that trained one",
+            remedy="train one with 'safelight denoise train'",
+        )
+    return chosen
+
+
+def _look(path: Path, axes: str | None) -> ImageItem:
+    with open_image(path, axes) as image:
+        return ImageItem(path, image.shape, image.axes)
+
+
+def _check_channels(image: ImageItem, items: Sequence[Item]) -> None:
+    if items and image.channels != items[0].payload.channels:
+        raise InputError(
+            f"it has {image.channels} channel(s)",
+            path=image.path,
+            expected=f"{items[0].payload.channels}, as the first image has",
+            remedy="denoise images of different kinds in runs of their own",
+        )
+
+
+def _unique_names(paths: Sequence[Path]) -> list[str]:
+    """Return one name per path: without suffixes where that is unique, otherwise with folder and suffix."""
+    short = [path.name.split(".")[0] or path.name for path in paths]
+    counts = Counter(short)
+    return [
+        name if counts[name] == 1 else "_".join((*path.parent.parts[-1:], path.name.replace(".", "_")))
+        for name, path in zip(short, paths, strict=True)
+    ]
+
+
+def _check_output(options: ImageOptions, items: Sequence[Item]) -> None:
+    if options.out_file is None:
+        return
+    if len(items) > 1:
+        raise UsageError(f"--out {options.out} is one file, the input has {len(items)} images", remedy="name a folder")
+    if any(options.out_file.resolve() == path.resolve() for item in items for path in item.inputs):
+        raise UsageError(f"--out {options.out} is the input itself", remedy="name another file")
