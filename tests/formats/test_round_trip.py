@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safelight.core.errors import OutputError
-from safelight.formats.microscopy import Channel, Metadata, check_output, create_image, open_image, write_image
+from safelight.formats.microscopy import Metadata, check_output, create_image, open_image, write_image
 
 SUFFIXES = (".tif", ".ome.tif", ".ome.zarr", ".npy", ".npz")
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
@@ -225,15 +225,6 @@ def test_ome_tiff_cannot_hold_samples(tmp_path: Path) -> None:
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"'\.jpg' is not a format"):
         check_output(tmp_path / "a.jpg", (4, 5), "YX", np.uint8)
-
-
-def test_what_is_lost_is_said(tmp_path: Path, metadata: Metadata) -> None:
-    (event,) = write_image(tmp_path / "a.npy", np.zeros((4, 5)), "YX", metadata)
-    assert event.key == "metadata_not_kept"
-    assert event.data["entries"] == ["channels", "description", "name", "pixel_size", "time_interval"]
-    partial = Metadata(channels=(Channel(name="a", emission=520), Channel(name="b")))
-    (event,) = write_image(tmp_path / "a.ome.tif", np.zeros((2, 4, 5), np.float32), "CYX", partial)
-    assert event.data["entries"] == ["channels"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

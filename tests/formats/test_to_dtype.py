@@ -84,11 +84,3 @@ def test_an_image_that_fits_says_nothing(dtype: str) -> None:
         result, conversion = to_dtype(array, target)
         assert result.tolist() == [0, 1, 100]
         assert conversion.notices("a.tif") == ()
-
-
-def test_conversions_of_tiles_add_up_to_one_event() -> None:
-    tiles = [np.array([300.0, 0.4]), np.array([np.nan, -1.0])]
-    (first, second) = (to_dtype(tile, np.uint8)[1] for tile in tiles)
-    (event,) = (first + second).notices("a.tif")
-    assert event.key == "pixels_converted"
-    assert event.data == {"file": "a.tif", "dtype": "uint8", "rounded": 1, "clipped": 2, "not_a_number": 1}

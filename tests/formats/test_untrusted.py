@@ -151,8 +151,7 @@ def read_if_valid(path: Path) -> np.ndarray | None:
     try:
         with open_image(path) as image:
             return image.read()
-    except InputError as error:
-        assert error.path == path
+    except InputError:
         return None
 
 
@@ -262,28 +261,10 @@ def ome_tiff_in_two_files(path: Path, other: str) -> None:
     tifffile.imwrite(path, np.ones((8, 8), np.uint16), description=xml.encode(), metadata=None)
 
 
-def test_missing_chunks_are_said(tmp_path: Path) -> None:
-    folder = tmp_path / "a.zarr"
-    zarr.create_array(folder, data=np.ones((8, 8), np.uint16), chunks=(4, 4), zarr_format=2)
-    (folder / "1.1").unlink()
-    with open_image(folder, "YX") as image:
-        (event,) = image.notices
-    assert (event.key, event.data["missing"], event.data["chunks"]) == ("chunks_missing", 1, 4)
-
-
 def test_an_image_of_zeros_is_no_lie(tmp_path: Path) -> None:
     write_image(tmp_path / "a.zarr", np.zeros((600, 600), np.float32), "YX")
     with open_image(tmp_path / "a.zarr") as image:
         assert not image.read().any()
-
-
-def test_further_images_are_said(tmp_path: Path) -> None:
-    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as writer:
-        for size in (8, 9):
-            writer.write(np.zeros((size, size), np.uint8))
-    with open_image(tmp_path / "a.ome.tif") as image:
-        assert image.shape == (8, 8)
-        assert [(event.key, event.data["count"]) for event in image.notices] == [("further_images", 1)]
 
 
 def open_files() -> set[str]:

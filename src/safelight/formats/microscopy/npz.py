@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,23 +23,22 @@ def read(path: Path, limits: Limits, resources: ExitStack) -> Content:
     """Open the array called ``image``, or the only one; ``axes`` and ``metadata`` where it has them."""
     archive = resources.enter_context(zipfile.ZipFile(path))
     names = [name.removesuffix(".npy") for name in archive.namelist()]
-    name = _npz_image(path, names)
+    name = _image_name(path, names)
     with archive.open(f"{name}.npy") as stream:
-        shape, _, dtype = read_header(path, stream)
-    size = math.prod(shape) * dtype.itemsize
-    limits.check_claim(path, size, compressed=True)
+        header = read_header(path, stream)
+    limits.check_claim(path, header.nbytes, compressed=True)
 
     def decode() -> np.ndarray:
         with archive.open(f"{name}.npy") as stream:
             return np.lib.format.read_array(stream, allow_pickle=False)
 
-    pixels = DecodedOnce(shape, dtype, decode, lambda: limits.check_allocation(path, size))
-    axes = _npz_text(archive, "axes") if "axes" in names else None
-    metadata = _npz_text(archive, "metadata") if "metadata" in names else None
+    pixels = DecodedOnce(header.shape, header.dtype, decode, lambda: limits.check_allocation(path, header.nbytes))
+    axes = _text(archive, "axes") if "axes" in names else None
+    metadata = _text(archive, "metadata") if "metadata" in names else None
     return Content(pixels, axes, parse_metadata(path, metadata))
 
 
-def _npz_image(path: Path, names: list[str]) -> str:
+def _image_name(path: Path, names: list[str]) -> str:
     if "image" in names:
         return "image"
     if len(names) == 1:
@@ -53,7 +51,7 @@ def _npz_image(path: Path, names: list[str]) -> str:
     )
 
 
-def _npz_text(archive: zipfile.ZipFile, name: str) -> str:
+def _text(archive: zipfile.ZipFile, name: str) -> str:
     with archive.open(f"{name}.npy") as stream:
         text = io.BytesIO(stream.read(_TEXT_BYTES))
     return str(np.lib.format.read_array(text, allow_pickle=False))
