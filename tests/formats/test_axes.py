@@ -9,7 +9,7 @@ import pytest
 import tifffile
 
 from safelight.core.errors import InputError
-from safelight.formats.microscopy import open_image
+from safelight.formats.microscopy import open_image, write_image
 
 
 def test_two_axes_without_a_word_are_assumed_and_said(tmp_path: Path) -> None:
@@ -69,3 +69,20 @@ def test_colour_of_a_tiff_is_a_channel_axis(tmp_path: Path) -> None:
     with open_image(tmp_path / "a.tif") as image:
         assert image.axes == "YXC"
         np.testing.assert_array_equal(image.read(), picture)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif"])
+def test_axes_of_size_one_can_be_named_again(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    array = np.arange(4 * 5 * 6, dtype=np.float32).reshape(1, 4, 1, 5, 6)
+    write_image(path, array, "TZCYX")
+    with open_image(path) as image:
+        assert image.axes == "ZYX"
+    with open_image(path, "TZCYX") as image:
+        assert image.shape == array.shape
+        np.testing.assert_array_equal(image.read(), array)
+        region = (slice(0, 1), slice(2, 4), slice(0, 1), slice(1, 3), slice(0, 2))
+        np.testing.assert_array_equal(image.read(region), array[region])
+        assert image.read((slice(0, 0), *region[1:])).shape == (0, 2, 1, 2, 2)
+    with pytest.raises(InputError, match="are 4, but the image has 3"):
+        open_image(path, "TYZX")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ import numpy as np
 from safelight.core.errors import InputError, OutputError, SafelightError, UsageError
 from safelight.core.events import Event
 from safelight.core.files import Limits, atomic_folder, atomic_write
-from safelight.formats.microscopy.axes import check, settle
+from safelight.formats.microscopy.axes import check, implied, settle
 from safelight.formats.microscopy.discovery import SUFFIXES, FoundImages, find_images, is_image
-from safelight.formats.microscopy.image import Channel, Content, ImageFile, Metadata, Slices, reading, whole
+from safelight.formats.microscopy.image import Channel, Content, Expanded, ImageFile, Metadata, Slices, reading, whole
 from safelight.formats.microscopy.pixels import Conversion, to_dtype
 from safelight.formats.microscopy.writing import ImageWriter, Layout, Writer
 
@@ -54,7 +55,8 @@ def open_image(path: str | Path, axes: str | None = None, *, limits: Limits | No
     path : str or Path
         A file, or the folder of an OME-Zarr.
     axes : str, optional
-        One letter of STCZYX per axis, in the file's order; the file's own by default.
+        One letter of STCZYX per axis, in the file's order; the file's own by default. Axes of size 1 that the file
+        does not have may be named too.
     limits : Limits, optional
         How large it may claim to be.
 
@@ -73,6 +75,8 @@ def open_image(path: str | Path, axes: str | None = None, *, limits: Limits | No
     read: _Reader = _format(path, InputError).read
     with ExitStack() as resources, reading(path):
         content = read(path, limits, resources)
+        if further := implied(content.axes, axes):
+            content = replace(content, pixels=Expanded(content.pixels, further))
         settled, assumed = settle(path, tuple(content.pixels.shape), content.axes, axes)
         image = ImageFile(path, content, settled, limits)
         image.notices += assumed
@@ -129,8 +133,8 @@ def create_image(
     """Write an image by regions; it appears under its name, whole, when the block succeeds, else not at all.
 
     A ``.tif`` gets the flavour of ``metadata`` (ImageJ by default), or one that can hold the image: ImageJ knows 8 and
-    16-bit whole and 32-bit real numbers up to 4 GiB, OME-TIFF no axis S; above 4 GiB it is a BigTIFF. OME-Zarr, TIFF
-    and ``.npy`` may be larger than memory.
+    16-bit whole and 32-bit real numbers up to 4 GiB, OME-TIFF no axis S; above 4 GiB it is a BigTIFF. Both imply axes
+    of size 1 rather than keep them. OME-Zarr, TIFF and ``.npy`` may be larger than memory.
 
     Parameters
     ----------

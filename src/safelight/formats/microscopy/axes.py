@@ -47,6 +47,18 @@ def settle(path: Path, shape: tuple[int, ...], found: str | None, given: str | N
     return found, ()
 
 
+def implied(found: str | None, given: str | None) -> tuple[int, ...]:
+    """Return the places of the axes that the user names beyond those of the file: they have size 1.
+
+    ImageJ and OME-TIFF do not tell an axis of size 1 from none: the user may say TCZYX of a file that says ZYX.
+    """
+    if found is None or given is None or len(given) <= len(found):
+        return ()
+    given = given.upper()
+    further = tuple(place for place, axis in enumerate(given) if axis not in found)
+    return further if "".join(axis for axis in given if axis in found) == found else ()
+
+
 def check(path: Path, shape: tuple[int, ...], axes: str) -> None:
     """Refuse axes that do not describe an image of this shape.
 

@@ -133,6 +133,31 @@ class DecodedOnce:
         return self._array[slices]
 
 
+class Expanded:
+    """Pixels with further axes of size 1, which a format implies rather than stores.
+
+    Parameters
+    ----------
+    pixels : Pixels
+    axes : tuple of int
+        Where the further axes are in the result.
+    """
+
+    def __init__(self, pixels: Pixels, axes: tuple[int, ...]) -> None:
+        shape = list(pixels.shape)
+        for axis in axes:
+            shape.insert(axis, 1)
+        self.shape = tuple(shape)
+        self.dtype = pixels.dtype
+        self._pixels = pixels
+        self._axes = axes
+
+    def __getitem__(self, slices: Slices) -> np.ndarray:
+        stored = tuple(part for axis, part in enumerate(slices) if axis not in self._axes)
+        added = tuple(part if axis in self._axes else slice(None) for axis, part in enumerate(slices))
+        return np.expand_dims(self._pixels[stored], self._axes)[added]
+
+
 @dataclass(frozen=True)
 class Content:
     """What a reader found in a file.
