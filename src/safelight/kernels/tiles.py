@@ -12,9 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
-from torch import Tensor
-
 
 @dataclass(frozen=True)
 class Span:
@@ -119,33 +116,6 @@ class Layout:
         if not 0 <= number < len(self):
             raise IndexError(number)
         return tuple(axis[n] for axis, n in zip(self.axes, self.numbers(number), strict=True))
-
-
-def feather(axis: Sequence[Span]) -> tuple[Tensor, ...]:
-    """Return one weight per pixel of each tile along an axis: linear ramps over overlaps that add up to 1.
-
-    Returns
-    -------
-    tuple of Tensor
-        float32, as long as each tile.
-    """
-    weights = []
-    for number, span in enumerate(axis):
-        position = torch.arange(span.start, span.stop, dtype=torch.float64) + 0.5
-        weight = torch.ones_like(position)
-        if number > 0:
-            weight = weight * _ramp(position, span.start, axis[number - 1].stop)
-        if number + 1 < len(axis):
-            weight = weight * (1 - _ramp(position, axis[number + 1].start, span.stop))
-        weights.append(weight)
-    total = torch.zeros(axis[-1].stop, dtype=torch.float64)
-    for span, weight in zip(axis, weights, strict=True):
-        total[span.read] += weight
-    return tuple((weight / total[span.read]).float() for span, weight in zip(axis, weights, strict=True))
-
-
-def _ramp(position: Tensor, first: int, last: int) -> Tensor:
-    return ((position - first) / (last - first)).clamp(0, 1)
 
 
 def reflect(start: int, stop: int, size: int) -> list[int]:

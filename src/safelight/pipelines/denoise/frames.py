@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import product
 from typing import Protocol
 
 import numpy as np
@@ -140,12 +138,3 @@ def _check_axes(image: Image, spatial: str) -> None:
             expected=f"one different letter of STCZYX per axis, {' and '.join(spatial)} among them",
             remedy="say what the axes are with --axes",
         )
-
-
-def regions(shape: Sequence[int], side: int) -> list[Slices]:
-    """Return the blocks, at most ``side`` wide, that cover a shape."""
-    starts = [range(0, size, side) for size in shape]
-    return [
-        tuple(slice(at, min(at + side, size)) for at, size in zip(corner, shape, strict=True))
-        for corner in product(*starts)
-    ]

@@ -19,6 +19,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from safelight.core.options import Settings
+from safelight.kernels.neighbours import mean_of, median_of, pick_of
 
 Replacement = Literal["median", "mean", "uniform"]
 
@@ -88,7 +89,7 @@ class BlindSpots:
     targets : Tensor
         (B, C, K): the hidden values.
     weights : Tensor
-        (B, C, K): 1, or 0 for a box whose draw fell outside the patch.
+        (B, C, K): 1, or 0 where the draw fell outside the patch or on a gap.
     """
 
     visible: Tensor
@@ -182,7 +183,7 @@ class Masker:
         Parameters
         ----------
         patches : Tensor
-            (B, C, …) float32, normalised.
+            (B, C, …) float32, normalised; gaps are NaN and look like the mean, 0, to the network.
         draws : Draws
 
         Returns
@@ -199,8 +200,9 @@ class Masker:
         if self.settings.structure:
             flat = self._overwrite_structure(flat, spots, positions, inside, draws)
         filled = torch.where(inside, replacements, flat.gather(2, positions))
-        visible = flat.scatter(2, positions, filled).view_as(patches)
-        return BlindSpots(visible, positions, targets, inside.to(patches.dtype))
+        visible = _without_gaps(flat.scatter(2, positions, filled)).view_as(patches)
+        weights = (inside & targets.isfinite()).to(patches.dtype)
+        return BlindSpots(visible, positions, _without_gaps(targets), weights)
 
     def _flat(self, coordinates: Tensor) -> Tensor:
         return (coordinates * self._strides).sum(-1)
@@ -212,6 +214,7 @@ class Masker:
         inside = ((neighbours >= 0) & (neighbours < self._size)).all(-1)
         neighbours = torch.minimum(neighbours.clamp(min=0), self._size - 1)
         values = flat.gather(2, self._flat(neighbours).flatten(2)).view(inside.shape)
+        inside = inside & values.isfinite()
         if self.settings.replacement == "mean":
             return mean_of(values, inside)
         if self.settings.replacement == "median":
@@ -245,23 +248,5 @@ class Masker:
         return flat.scatter(2, places, draws.noise.flatten(2) * 4 - 2)
 
 
-def median_of(values: Tensor, inside: Tensor) -> Tensor:
-    """Return the median over the last axis of the values that are ``inside``: the mean of the middle two if even."""
-    ordered = torch.where(inside, values, torch.inf).sort(-1).values
-    count = inside.sum(-1, keepdim=True)
-    middle = torch.cat(((count - 1) // 2, count // 2), -1)
-    return ordered.gather(-1, middle).mean(-1)
-
-
-def mean_of(values: Tensor, inside: Tensor) -> Tensor:
-    """Return the mean over the last axis of the values that are ``inside``."""
-    return torch.where(inside, values, 0).sum(-1) / inside.sum(-1)
-
-
-def pick_of(values: Tensor, inside: Tensor, picks: Tensor) -> Tensor:
-    """Return one of the values that are ``inside``, each equally likely for ``picks`` uniform in [0, 1)."""
-    count = inside.sum(-1)
-    wanted = torch.minimum((picks * count).long(), count - 1)
-    rank = inside.cumsum(-1) - 1
-    chosen = inside & (rank == wanted[..., None])
-    return torch.where(chosen, values, 0).sum(-1)
+def _without_gaps(values: Tensor) -> Tensor:
+    return torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
