@@ -73,7 +73,7 @@ def line(radius: int, axis: Literal["horizontal", "vertical", "cross"]) -> tuple
 
 def box_side(percent: float, dims: int) -> int:
     """Return the side of the box that holds one blind spot: 22 pixels for 0.198 % in two dimensions."""
-    return max(2, round((100 / percent) ** (1 / dims)))
+    return max(2, round(math.pow(100 / percent, 1 / dims)))
 
 
 @dataclass(frozen=True)

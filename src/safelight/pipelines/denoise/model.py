@@ -34,21 +34,18 @@ class Normalisation:
     std: tuple[float, ...]
 
     def apply(self, values: Tensor, channel_axis: int = 0) -> Tensor:
-        """Bring values to normalised units. Values that are not finite become the mean."""
-        mean, std = self._constants(values, channel_axis)
-        return torch.nan_to_num((values - mean) / std, nan=0.0, posinf=0.0, neginf=0.0)
+        """Bring values to normalised units; what is not finite stays so."""
+        mean, std = self._along(values, channel_axis)
+        return (values - mean) / std
 
     def undo(self, values: Tensor, channel_axis: int = 0) -> Tensor:
         """Bring normalised values back to the data's units."""
-        mean, std = self._constants(values, channel_axis)
+        mean, std = self._along(values, channel_axis)
         return values * std + mean
 
-    def _constants(self, values: Tensor, channel_axis: int) -> tuple[Tensor, Tensor]:
+    def _along(self, values: Tensor, channel_axis: int) -> tuple[Tensor, Tensor]:
         shape = [-1 if axis == channel_axis else 1 for axis in range(values.ndim)]
-        mean, std = (
-            torch.tensor(numbers, dtype=values.dtype, device=values.device).view(shape)
-            for numbers in (self.mean, self.std)
-        )
+        mean, std = (torch.tensor(numbers, device=values.device).view(shape) for numbers in (self.mean, self.std))
         return mean, std
 
 

@@ -194,5 +194,5 @@ def _concatenate(first: Tensor, second: Tensor, groups: int) -> Tensor:
     """Concatenate features so that each group keeps its own together."""
     if groups == 1:
         return torch.cat((first, second), 1)
-    parts = (x.unflatten(1, (groups, -1)) for x in (first, second))
-    return torch.cat(tuple(parts), 2).flatten(1, 2)
+    parts = [part for pair in zip(first.chunk(groups, 1), second.chunk(groups, 1), strict=True) for part in pair]
+    return torch.cat(parts, 1)

@@ -16,6 +16,7 @@ from safelight.core.plan import Plan
 from safelight.kernels.tiles import Layout, aligned, reflect
 from safelight.pipelines.denoise.frames import Frames, Slices
 from safelight.pipelines.denoise.model import DenoiseModel
+from safelight.pipelines.denoise.sampling import Symmetries
 
 LARGEST_TILE = {2: 1024, 3: 192}
 
@@ -30,7 +31,8 @@ class Predictor(nn.Module):
     ----------
     model : DenoiseModel
     augmented : bool
-        Mean over the eight flips and rotations of a plane (test-time augmentation).
+        Mean over the flips and transpositions of a plane, up to eight (test-time augmentation); only those that
+        leave the model's structural mask as it is.
     """
 
     mean: Tensor
@@ -39,27 +41,26 @@ class Predictor(nn.Module):
     def __init__(self, model: DenoiseModel, augmented: bool = False) -> None:
         super().__init__()
         shape = (-1, *(1,) * model.architecture.dims)
+        layout = torch.channels_last if model.architecture.dims == 2 else torch.channels_last_3d
         self.network = model.network()
+        self.network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
         self.register_buffer("mean", torch.tensor(model.normalisation.mean).view(shape))
         self.register_buffer("std", torch.tensor(model.normalisation.std).view(shape))
-        self._augmented = augmented
+        symmetries = Symmetries.of(model.structure) if augmented else Symmetries(False, False, False)
+        self._orientations = symmetries.orientations()
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map raw (B, C, [Z,] Y, X) to denoised pixels of the same units; gaps (NaN) are filled in."""
         x = torch.nan_to_num((pixels - self.mean) / self.std, nan=0.0, posinf=0.0, neginf=0.0)
-        y = self._mean_of_orientations(x) if self._augmented else self.network(x).float()
-        return y * self.std + self.mean
+        return self._mean_of_orientations(x) * self.std + self.mean
 
     def _mean_of_orientations(self, x: Tensor) -> Tensor:
         total = torch.zeros_like(x)
-        for turns in range(4):
-            for flipped in (False, True):
-                view = torch.rot90(x, turns, (-2, -1))
-                view = view.flip(-1) if flipped else view
-                y = self.network(view).float()
-                y = y.flip(-1) if flipped else y
-                total += torch.rot90(y, -turns, (-2, -1))
-        return total / 8
+        for flips, transpose in self._orientations:
+            view = x.flip(flips)
+            y = self.network(view.mT if transpose else view).float()
+            total += (y.mT if transpose else y).flip(flips)
+        return total / len(self._orientations)
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def predict(
     tile : int, optional
         Side of a tile; as large as memory allows by default.
     augmented : bool
-        Mean over the eight flips and rotations.
+        Mean over the flips and transpositions of a plane.
     progress : callable
         ``(done, total)`` in tiles.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TypedDict
 
 import numpy as np
@@ -114,7 +115,7 @@ class Pool:
             self._places = [self._random_place(size) for _ in range(slots)]
             self.sizes = [size] * slots
         lengths = [self.channels * math.prod(size) for size in self.sizes]
-        self._starts = np.concatenate(([0], np.cumsum(lengths))).tolist()
+        self._starts = [0, *accumulate(lengths)]
         self.values = torch.empty(self._starts[-1], dtype=torch.float32, device=device)
         for slot in range(len(self._places)):
             crop_read = self._read(slot)
@@ -127,7 +128,7 @@ class Pool:
         return self._starts[:-1]
 
     def normalise(self, normalisation: Normalisation) -> None:
-        """Bring the data to normalised units, now and whenever crops are replaced. Gaps become the mean."""
+        """Bring the data to normalised units, now and whenever crops are replaced. Gaps stay NaN."""
         self.normalisation = normalisation
         for slot, size in enumerate(self.sizes):
             values = self.values[self._starts[slot] : self._starts[slot + 1]].view(self.channels, *size)
@@ -205,6 +206,13 @@ class Symmetries:
             flip_x=structure == tuple(row[::-1] for row in structure),
             transpose=structure == tuple(zip(*structure, strict=True)),
         )
+
+    def orientations(self) -> list[tuple[list[int], bool]]:
+        """Return every combination: the axes to flip, and whether to transpose after that."""
+        flips_y: list[list[int]] = [[], [-2]] if self.flip_y else [[]]
+        flips_x: list[list[int]] = [[], [-1]] if self.flip_x else [[]]
+        transposes = (False, True) if self.transpose else (False,)
+        return [(y + x, transpose) for y in flips_y for x in flips_x for transpose in transposes]
 
 
 class PatchSampler:
