@@ -7,15 +7,43 @@ one JSON line and hands it to its subscribers.
 from __future__ import annotations
 
 import json
+import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePath
+
+from safelight.core.lines import open_lines, write_line
 
 Value = str | int | float | bool | None | list["Value"] | dict[str, "Value"]
+
+
+def as_value(value: object) -> Value:
+    """Return a value as strict JSON has it: paths as text, NumPy's numbers and arrays as Python's, NaN and ±∞ as None.
+
+    Raises
+    ------
+    TypeError
+        JSON has nothing for this type.
+    """
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): as_value(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_value(part) for part in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    to_list = getattr(value, "tolist", None)  # known by its method: core imports NumPy only where it computes
+    if to_list is None:
+        raise TypeError(f"{value!r} of type {type(value).__name__} cannot be recorded as JSON")
+    return as_value(to_list())
 
 
 class Severity(StrEnum):
@@ -53,7 +81,7 @@ class Event:
             "time": self.time,
             "severity": self.severity.value,
             "key": self.key,
-            "data": dict(self.data),
+            "data": as_value(self.data),
         }
 
 
@@ -73,7 +101,7 @@ class EventLog:
         event = Event(key, severity, data)
         with self._lock:
             self._events.append(event)
-            for subscriber in self._subscribers:
+            for subscriber in tuple(self._subscribers):
                 subscriber(event)
         return event
 
@@ -111,19 +139,43 @@ class EventLog:
 
     @contextmanager
     def recorded(self, path: Path) -> Iterator[None]:
-        """Append every event, those so far included, to a file of JSON lines while the block runs."""
-        with path.open("a", encoding="utf-8") as file:
+        """Append every event, those so far included, to a file of JSON lines while the block runs.
 
-            def write(event: Event) -> None:
-                file.write(json.dumps(event.as_json()) + "\n")
-                file.flush()
-
+        A disk that refuses stops no run: it is said once, as ``events_not_recorded``.
+        """
+        recorder = _Recorder(path, self)
+        try:
             with self._lock:
-                for event in self._events:
-                    write(event)
-                self._subscribers.append(write)
-            try:
-                yield
-            finally:
-                with self._lock:
-                    self._subscribers.remove(write)
+                for event in self:
+                    recorder.write(event)
+                self._subscribers.append(recorder.write)
+            yield
+        finally:
+            with self._lock:
+                if recorder.write in self._subscribers:
+                    self._subscribers.remove(recorder.write)
+            recorder.close()
+
+
+class _Recorder:
+    """Writes events to a file until the disk refuses one."""
+
+    def __init__(self, path: Path, log: EventLog) -> None:
+        self._path, self._log = path, log
+        self._descriptor: int | None = None
+        self._refused = False
+
+    def write(self, event: Event) -> None:
+        if self._refused:
+            return
+        try:
+            if self._descriptor is None:
+                self._descriptor = open_lines(self._path)
+            write_line(self._descriptor, json.dumps(event.as_json(), allow_nan=False))
+        except OSError as error:
+            self._refused = True
+            self._log.warning("events_not_recorded", path=str(self._path), reason=error.strerror or str(error))
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)

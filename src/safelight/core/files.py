@@ -8,8 +8,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,32 +19,34 @@ from safelight.core.errors import InputError, OutputError, UnsafeInputError
 from safelight.core.messages import format_bytes
 
 _BLOCK = 1 << 20
-_TEMPORARY = re.compile(r"^\.(?P<name>.+)\.[0-9a-f]{8}\.part(\.[A-Za-z0-9.]+)?$")
+_TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.(?P<role>part|old)(\..*)?$", re.DOTALL)
+_CLOCK_ERROR = 2.0
+"""Seconds by which the start of a process may be reported too late."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary file's path beside ``path``; when the block succeeds, it becomes ``path``.
 
-    The file is flushed to the disk before it is renamed; when the block fails it is removed.
+    The file is flushed to the disk before it is renamed; when the block fails it is removed. What a killed process
+    leaves behind is found by ``remove_leftovers``.
 
     Raises
     ------
     OutputError
         The folder cannot be written, the disk is full, or a folder has the name.
     """
-    if path.is_dir():
-        raise OutputError("a folder has this name", path=path, remedy="remove it, or name another output")
-    with _temporary(path) as temporary:
+    with _output_errors(path):
+        if path.is_dir():
+            raise OutputError("a folder has this name", path=path, remedy="remove it, or name another output")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _becoming(path, lambda temporary: temporary.replace(path)) as temporary:
         with _output_errors(path):
             temporary.touch()
             mode = temporary.stat().st_mode
         yield temporary
-        with _output_errors(path):
+        with suppress(OSError):  # a disk without permissions
             temporary.chmod(mode)  # some writers make files that only their owner can read
-            _flush(temporary)
-            temporary.replace(path)
-            _flush(path.parent)
 
 
 @contextmanager
@@ -58,47 +60,58 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     OutputError
         The folder cannot be written, the disk is full, or a file has the name.
     """
-    if path.exists() and not path.is_dir():
-        raise OutputError("a file has this name", path=path, remedy="remove it, or name another output")
-    with _temporary(path) as temporary:
+    with _output_errors(path):
+        if path.exists() and not path.is_dir():
+            raise OutputError("a file has this name", path=path, remedy="remove it, or name another output")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _becoming(path, lambda temporary: _replace_folder(temporary, path)) as temporary:
         with _output_errors(path):
             temporary.mkdir()
         yield temporary
-        with _output_errors(path):
-            for file in temporary.rglob("*"):
-                _flush(file)
-            _replace_folder(temporary, path)
-            _flush(path.parent)
 
 
 @contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    # The suffix is kept, because writers choose the format by it.
-    suffix = "".join(path.suffixes[-2:]) if path.suffix else ""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part{suffix}")
+def _becoming(path: Path, rename: Callable[[Path], object]) -> Iterator[Path]:
+    temporary = _beside(path, "part")
     try:
-        with _output_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with _output_errors(path, temporary):
             yield temporary
+        with _output_errors(path):
+            for written in (*temporary.rglob("*"), temporary):
+                _flush(written)
+            rename(temporary)
+            _flush(path.parent)
     finally:
         _remove(temporary)
 
 
+def _beside(path: Path, role: str) -> Path:
+    """Return a name for a temporary. The suffix is kept, because writers choose the format by it."""
+    suffix = "".join(path.suffixes[-2:])
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.{role}{suffix}")
+
+
 def _replace_folder(new: Path, path: Path) -> None:
+    """Rename a folder to a name that another one may have. Until the new one is there, the old one can come back."""
     if not path.exists():
         new.rename(path)
         return
-    old = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    old = _beside(path, "old")
     path.rename(old)
-    new.rename(path)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
     _remove(old)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # as for the folder: a leftover is found again, the error that led here matters more
+            path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
@@ -107,19 +120,32 @@ def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network disks cannot flush folders
+            raise
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write into an OutputError that says what to do."""
+def _output_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Turn the system's refusal to write into an OutputError that says what to do.
+
+    With ``temporary``, the block also does other things, such as reading inputs: an error that names another file, or
+    that does not come from writing, is left as it is.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in _REMEDIES:
+        if temporary is not None and not _is_about(error, temporary):
             raise
         raise output_error(path, error) from error
+
+
+def _is_about(error: OSError, temporary: Path) -> bool:
+    if isinstance(error.filename, str):
+        return Path(error.filename).resolve().is_relative_to(temporary.resolve())
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 _REMEDIES = {
@@ -143,29 +169,70 @@ def output_error(path: Path, error: OSError) -> OutputError:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Remove the temporary files that a killed run left anywhere in a folder, and return their paths."""
-    leftovers = [path for path in sorted(folder.rglob("*")) if _TEMPORARY.match(path.name)]
-    for path in leftovers:
-        _remove(path)
-    return leftovers
+    """Remove what killed processes left anywhere in a folder, and return the paths that are gone.
+
+    Temporaries of processes that are alive stay: another run may own a part of the folder. A folder that was about to
+    be replaced gets its name back.
+    """
+    found = [Path(at, name) for at, folders, files in os.walk(folder) for name in (*folders, *files)]
+    return [path for path in found if _is_abandoned(path) and _restore_or_remove(path)]
+
+
+def remove_leftovers_of(path: Path) -> None:
+    """Remove what killed processes left beside one output."""
+    for other in path.parent.iterdir():
+        match = _TEMPORARY.match(other.name)
+        if match and match["name"] == path.name and _is_abandoned(other):
+            _restore_or_remove(other)
 
 
 def is_temporary(path: Path) -> bool:
-    """Return whether a path is one of our temporary files."""
+    """Return whether a path is one of our temporary files or folders."""
     return _TEMPORARY.match(path.name) is not None
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Return whether a path is a temporary whose process has ended, even if another process has its number now."""
+    match = _TEMPORARY.match(path.name)
+    if match is None or not path.exists():
+        return False
+    try:
+        process = psutil.Process(int(match["pid"]))
+        started, zombie = process.create_time(), process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.AccessDenied:  # another user's, alive
+        return False
+    return zombie or started > path.stat().st_mtime + _CLOCK_ERROR
+
+
+def _restore_or_remove(leftover: Path) -> bool:
+    match = _TEMPORARY.match(leftover.name)
+    assert match is not None
+    path = leftover.with_name(match["name"])
+    if match["role"] == "old" and not path.exists():
+        leftover.rename(path)
+    else:
+        _remove(leftover)
+    return True
 
 
 def inside(root: Path, path: Path | str) -> Path:
     """Return ``path``, taken relative to ``root``, as an absolute path inside it.
+
+    Both separators count on every system, because manifests travel.
 
     Raises
     ------
     UnsafeInputError
         The path leaves the root: through ``..``, an absolute path, a drive or a symbolic link.
     """
-    base = root.resolve()
     text = str(path)
-    target = (base / text.replace("\\", "/")).resolve()
+    try:
+        base = root.resolve()
+        target = (base / text.replace("\\", "/")).resolve()
+    except (ValueError, RuntimeError, OSError):  # a null byte, a loop of symbolic links
+        base, target = root, Path()
     if re.match(r"^[A-Za-z]:", text) or not target.is_relative_to(base):
         raise UnsafeInputError(f"{text!r} leads out of the folder", path=root, expected="a path inside it")
     return target
@@ -178,7 +245,7 @@ class Limits:
     Parameters
     ----------
     max_bytes : int, optional
-        Most bytes of pixels to hold at once; by default 80 % of the memory that is available.
+        Most bytes of pixels to hold at once; by default the host's memory budget.
     expansion : float
         Most bytes of pixels per byte of a compressed file.
     """
@@ -194,11 +261,11 @@ class Limits:
         UnsafeInputError
             The claim cannot be true: nothing of that size may be allocated.
         """
-        size = path.stat().st_size if path.is_file() else None
-        if size is None:
+        if not path.is_file():
             return
+        size = path.stat().st_size
         most = size * (self.expansion if compressed else 1.0)
-        if claimed_bytes > most:
+        if not 0 <= claimed_bytes <= most:
             raise UnsafeInputError(
                 f"its header claims {format_bytes(claimed_bytes)} of pixels, the file has {format_bytes(size)}",
                 path=path,
@@ -214,13 +281,19 @@ class Limits:
         UnsafeInputError
             The part is larger than the limit.
         """
-        most = self.max_bytes if self.max_bytes is not None else int(psutil.virtual_memory().available * 0.8)
+        most = self.max_bytes if self.max_bytes is not None else _host_bytes()
         if wanted_bytes > most:
             raise UnsafeInputError(
                 f"reading {format_bytes(wanted_bytes)} at once is more than the {format_bytes(most)} allowed",
                 path=path,
                 remedy="convert it to OME-Zarr, which is read in parts",
             )
+
+
+def _host_bytes() -> int:
+    from safelight.core.memory import host_budget  # imports torch, which no other part of this file needs
+
+    return host_budget().bytes
 
 
 def digest(path: Path) -> str:
@@ -234,9 +307,9 @@ def digest(path: Path) -> str:
     total = hashlib.sha256()
     try:
         if path.is_dir():
-            for file in sorted(child for child in path.rglob("*") if child.is_file()):
-                total.update(file.relative_to(path).as_posix().encode() + b"\0")
-                total.update(digest(file).encode())
+            names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+            for name in names:
+                total.update(os.fsencode(name) + b"\0" + digest(path / name).encode())
             return total.hexdigest()
         with path.open("rb") as stream:
             while block := stream.read(_BLOCK):

@@ -11,12 +11,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from safelight.core.files import atomic_write, output_error
+from safelight.core.events import as_value
+from safelight.core.files import atomic_write, output_error, remove_leftovers_of
 from safelight.core.lines import append_line, locked, read_lines
 
 TRUTH = "history.jsonl"
 ALL_RUNS = "results_history.json"
 SUMMARY = "results_summary.csv"
+LOCK = ".history.lock"
+SECONDS_FOR_OTHERS = 120.0
+"""How long other runs may take to write their lines; each needs some milliseconds."""
 
 Entry = Mapping[str, Any]
 
@@ -25,14 +29,15 @@ def append(results: Path, entry: Entry) -> Path:
     """Add one run to the history and bring the derived files up to date.
 
     Safe with any number of writers and when killed at any moment: the line is written in one piece under a lock, the
-    derived files replace the old ones whole.
+    derived files replace the old ones whole, and what a killed writer did not derive the next one does.
 
     Parameters
     ----------
     results : Path
         The folder of the history; made if missing.
     entry : mapping
-        ``timestamp`` (ISO 8601), ``model_name``, ``notes``, numbers; JSON types only.
+        ``timestamp`` (ISO 8601), ``model_name``, ``averages`` (a mapping of numbers), ``num_…``, ``notes`` and
+        anything else. The line also has the name of the run's own file, ``result_file``.
 
     Returns
     -------
@@ -46,20 +51,24 @@ def append(results: Path, entry: Entry) -> Path:
     """
     try:
         results.mkdir(parents=True, exist_ok=True)
-        with locked(results / ".lock"):
-            append_line(results / TRUTH, json.dumps(entry, allow_nan=False))
-            entries = read(results)
+        with locked(results / LOCK, SECONDS_FOR_OTHERS):
             own = _own_file(results, entry)
-            _write(own, json.dumps(entry, indent=2))
-            _write(results / ALL_RUNS, json.dumps(entries, indent=1))
-            _write(results / SUMMARY, _as_csv(entries))
+            line = as_value({**entry, "result_file": own.name})
+            append_line(results / TRUTH, json.dumps(line, allow_nan=False))
+            _derive(results)
     except OSError as error:
         raise output_error(results, error) from error
     return own
 
 
 def read(results: Path) -> list[dict[str, Any]]:
-    """Return every run of the history, oldest first. A line torn by a crash is passed over."""
+    """Return every run of the history, oldest first. A line torn by a crash is passed over.
+
+    Raises
+    ------
+    InputError
+        The history cannot be read.
+    """
     return read_lines(results / TRUTH)
 
 
@@ -76,29 +85,41 @@ def metrics_of(entries: Sequence[Entry]) -> list[str]:
 
 def _own_file(results: Path, entry: Entry) -> Path:
     """Return a new name for the run's own file; runs of one second get numbers."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", str(entry["model_name"])).strip("._") or "run"
+    name = re.sub(r"[^\w.-]+", "_", str(entry["model_name"])).encode()[:120].decode(errors="ignore") or "run"
     time = datetime.fromisoformat(str(entry["timestamp"])).strftime("%Y%m%d_%H%M%S")
-    path = results / f"result_{name[:80]}_{time}.json"
-    number = 2
-    while path.exists():
-        path = results / f"result_{name[:80]}_{time}_{number}.json"
-        number += 1
+    taken = {earlier.get("result_file") for earlier in read(results)}
+    path, number = results / f"result_{name}_{time}.json", 2
+    while path.name in taken or path.exists():
+        path, number = results / f"result_{name}_{time}_{number}.json", number + 1
     return path
+
+
+def _derive(results: Path) -> None:
+    """Write every file that follows from the truth; of the runs' own files, those that are missing."""
+    entries = read(results)
+    for entry in entries:
+        own = results / Path(entry.get("result_file", "")).name
+        if not own.exists():
+            _write(own, json.dumps(entry, indent=2))
+    _write(results / ALL_RUNS, json.dumps(entries, indent=1))
+    _write(results / SUMMARY, _as_csv(entries))
 
 
 def _write(path: Path, text: str) -> None:
     with atomic_write(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace", newline="\n")
+    remove_leftovers_of(path)
 
 
 def _as_csv(entries: Sequence[Entry]) -> str:
-    """Return ``timestamp, model_name, averages…, num_…, notes``, one row per run."""
-    numbers = list(dict.fromkeys(name for entry in entries for name in entry if name.startswith("num_")))
+    """Return ``timestamp, model_name, averages…, num_…, notes``, one row per run, the columns of all runs."""
     metrics = metrics_of(entries)
-    rows = [{**entry, **entry.get("averages", {})} for entry in entries]
+    numbers = list(dict.fromkeys(name for entry in entries for name in entry if name.startswith("num_")))
     text = io.StringIO()
-    columns = ["timestamp", "model_name", *metrics, *numbers, "notes"]
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["timestamp", "model_name", *metrics, *numbers, "notes"])
+    for entry in entries:
+        averages = entry.get("averages", {})
+        values = [*(averages.get(name) for name in metrics), *(entry.get(name) for name in numbers)]
+        writer.writerow([entry.get("timestamp"), entry.get("model_name"), *values, entry.get("notes")])
     return text.getvalue().rstrip("\n")

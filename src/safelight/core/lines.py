@@ -10,47 +10,94 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from safelight.core.errors import InputError, OutputError
 
-from safelight.core.errors import OutputError
+_SECONDS_BETWEEN_TRIES = 0.01
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return every JSON object of a file of JSON lines. A missing file has none; a torn line is passed over."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
+    """Return every JSON object of a file of JSON lines. A missing file has none; a torn line is passed over.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path) from error
     return [entry for line in lines if (entry := _parse(line)) is not None]
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line in one piece and flush it to the disk; a torn last line is closed first.
+    """Append one line in one piece and flush it to the disk.
+
+    Only one process may do so at a time: hold a lock.
 
     Raises
     ------
     OSError
-        The line could not be written whole.
+        The line could not be written whole; nothing of it is there.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    descriptor = open_lines(path)
     try:
-        whole = (("\n" if _ends_torn(descriptor) else "") + line + "\n").encode()
-        if os.write(descriptor, whole) < len(whole):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_line(descriptor, line)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
+def open_lines(path: Path) -> int:
+    """Open a file of JSON lines for ``write_line`` and return its descriptor; a torn last line is mended first."""
+    if path.exists():
+        _mend(path)
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+
+
+def write_line(descriptor: int, line: str) -> None:
+    """Write one line in one piece at the end of a file.
+
+    Raises
+    ------
+    OSError
+        The line could not be written whole; nothing of it is there.
+    """
+    before, whole = os.fstat(descriptor).st_size, (line + "\n").encode()
+    try:
+        if os.write(descriptor, whole) < len(whole):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        os.ftruncate(descriptor, before)
+        raise
+
+
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, timeout: float = 0) -> Iterator[None]:
     """Hold an exclusive lock on a file. The system releases it when the process ends, however it ends.
+
+    Parameters
+    ----------
+    path : Path
+        Made if missing, and left there: removing it would let two processes hold two locks of one name.
+    timeout : float
+        How many seconds to wait for another process.
 
     Raises
     ------
     OutputError
-        ``wait`` is False and another process holds the lock.
+        Another process still holds the lock.
+    OSError
+        The file cannot be made.
     """
+    from filelock import FileLock, Timeout  # takes 30 ms, which ``--help`` does not have
+
+    path.touch()
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=-1 if wait else 0)
+        lock.acquire(timeout, poll_interval=_SECONDS_BETWEEN_TRIES)
     except Timeout:
         raise OutputError(
             "another run is using this folder", path=path.parent, remedy="wait for it, or choose another folder"
@@ -61,12 +108,21 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         lock.release()
 
 
-def _ends_torn(descriptor: int) -> bool:
-    size = os.fstat(descriptor).st_size
-    if size == 0:
-        return False
-    os.lseek(descriptor, size - 1, os.SEEK_SET)
-    return os.read(descriptor, 1) != b"\n"
+def _mend(path: Path) -> None:
+    """End a last line that lacks only its end; cut off one that a crash has torn."""
+    with path.open("r+b") as file:
+        if not file.seek(0, os.SEEK_END):
+            return
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+        file.seek(0)
+        whole = file.read()
+        start = whole.rfind(b"\n") + 1
+        if _parse(whole[start:]) is None:
+            file.truncate(start)
+        else:
+            file.write(b"\n")
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

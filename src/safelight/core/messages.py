@@ -29,28 +29,45 @@ def placeholders(sentence: str) -> set[str]:
 
 
 def choose_language(requested: str | None = None) -> str:
-    """Return the language to speak: as requested, else SAFELIGHT_LANG, else the locale's, else English."""
-    system = locale.getlocale()[0]
-    for candidate in (requested, os.environ.get("SAFELIGHT_LANG"), os.environ.get("LANG"), system):
+    """Return the language to speak: as requested, else SAFELIGHT_LANG, else the locale's, else English.
+
+    Of the locale's variables the first one set decides, as POSIX says: LC_ALL, LC_MESSAGES, LANG.
+    """
+    variables = (os.environ.get(name) for name in ("LC_ALL", "LC_MESSAGES", "LANG"))
+    system = next(filter(None, variables), None) or locale.getlocale()[0]
+    for candidate in (requested, os.environ.get("SAFELIGHT_LANG"), system):
         if candidate and candidate[:2].lower() in LANGUAGES:
             return candidate[:2].lower()
     return "en"
 
 
 def translate(event: Event, language: str) -> str:
-    """Return the sentence for an event. A number of bytes (a value named ``*_bytes``) is made readable."""
-    values = {name: _readable(name, value) for name, value in event.data.items()}
-    return catalogue(language)[event.key].format(**values)
+    """Return the sentence for an event, its numbers written as the language does.
+
+    A value named ``*_bytes`` is made readable. An event that the catalogue does not have, from another package's
+    pipeline, is shown by its key and its values.
+    """
+    sentence = catalogue(language).get(event.key)
+    values = {name: _readable(name, value, language) for name, value in event.data.items()}
+    if sentence is None or not placeholders(sentence) <= values.keys():
+        return f"{event.key}: " + ", ".join(f"{name} {value}" for name, value in values.items())
+    return sentence.format(**values)
 
 
-def _readable(name: str, value: object) -> object:
-    if name.endswith("_bytes") and isinstance(value, int | float):
-        return format_bytes(value)
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list):
-        return ", ".join(str(element) for element in value)
-    return value
+def _readable(name: str, value: object, language: str) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(_readable(name, element, language) for element in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if name.endswith("_bytes"):
+        text = format_bytes(value)
+        return _in_french(text).replace("B", "o") if language == "fr" else text
+    text = str(value) if isinstance(value, int) else f"{value:.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.4g}"
+    return _in_french(text) if language == "fr" else text
+
+
+def _in_french(number: str) -> str:
+    return number.replace(".", ",")
 
 
 def format_bytes(size: float) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 Language = Literal["en", "fr"]
@@ -22,6 +23,7 @@ _UNITS = {
     "gi": 2**30,
     "ti": 2**40,
 }
+_NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 _DURATIONS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -35,10 +37,10 @@ def parse_bytes(text: object) -> object:
     """
     if not isinstance(text, str):
         return text
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?i?)b?\s*", text.lower())
+    match = re.fullmatch(rf"\s*({_NUMBER})\s*([kmgt]?i?)b?\s*", text.lower())
     if match is None or match[2] not in _UNITS:
         raise ValueError(f"{text!r} is not a size; write for instance 2GiB, 500MB or 1000000")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return int(Decimal(match[1]) * _UNITS[match[2]])
 
 
 def parse_seconds(text: object) -> object:
@@ -51,14 +53,14 @@ def parse_seconds(text: object) -> object:
     """
     if not isinstance(text, str):
         return text
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]*)\s*", text.lower())
+    match = re.fullmatch(rf"\s*({_NUMBER})\s*([a-z]*)\s*", text.lower())
     if match is None or match[2] not in _DURATIONS:
         raise ValueError(f"{text!r} is not a duration; write for instance 90s, 10min or 1.5h")
     return float(match[1]) * _DURATIONS[match[2]]
 
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
-Seconds = Annotated[float, BeforeValidator(parse_seconds)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds), AllowInfNan(False)]
 
 
 def _switch(description: str, alias: str | None = None) -> Any:

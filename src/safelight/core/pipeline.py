@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from safelight.core.errors import SafelightError
+from safelight.core.errors import InputError, SafelightError
 from safelight.core.events import EventLog, Severity, Value
 from safelight.core.options import CommonOptions
 
@@ -59,10 +59,28 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Found:
-    """The result of discovery."""
+    """The result of discovery.
+
+    Raises
+    ------
+    InputError
+        Two items have one name: the output of one would replace the other's.
+    """
 
     items: tuple[Item, ...]
     refused: tuple[Refusal, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: dict[str, Item] = {}
+        for item in self.items:
+            other = seen.setdefault(item.name.casefold(), item)  # some disks do not tell a from A
+            if other is not item:
+                raise InputError(
+                    f"its results would replace those of {', '.join(map(str, other.inputs)) or other.name}: "
+                    f"both are called {item.name!r}",
+                    path=item.inputs[0] if item.inputs else None,
+                    remedy="rename one, or do them in runs of their own",
+                )
 
 
 @dataclass(frozen=True)

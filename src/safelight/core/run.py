@@ -7,7 +7,7 @@ import json
 import math
 import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from safelight.core.errors import JournalError
-from safelight.core.files import atomic_write, digest, output_error, remove_leftovers
+from safelight.core.events import as_value
+from safelight.core.files import atomic_write, digest, output_error, remove_leftovers, remove_leftovers_of
 from safelight.core.lines import append_line, locked, read_lines
 from safelight.core.pipeline import Item, Record
 
 JOURNAL = "journal.jsonl"
 EVENTS = "events.jsonl"
 RECORD = "run.json"
+LOCK = ".run.lock"
+_ENTRY = {"item", "fingerprint", "outputs", "metrics", "details"}
 
 
 @dataclass
@@ -44,6 +47,8 @@ class Run:
     options: Mapping[str, Any] = field(default_factory=dict)
     shared: str = ""
     _entries: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
+    _fingerprints: dict[str, str] = field(default_factory=dict, init=False)
+    _digests: dict[Path, str] = field(default_factory=dict, init=False)
 
     @contextmanager
     def open(self, fresh: bool = False) -> Iterator[Run]:
@@ -52,7 +57,7 @@ class Run:
         Parameters
         ----------
         fresh : bool
-            Forget what earlier runs finished; their outputs stay until they are replaced.
+            Forget what earlier runs finished, and whose the folder was; their outputs stay until they are replaced.
 
         Raises
         ------
@@ -61,18 +66,13 @@ class Run:
         OutputError
             The folder cannot be written, or another run is using it.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = self.folder / ".lock"
-            lock.touch()
-        except OSError as error:
-            raise output_error(self.folder, error) from error
-        with locked(lock, wait=False):
-            self._check_owner()
-            remove_leftovers(self.folder)
-            if fresh:
-                (self.folder / JOURNAL).unlink(missing_ok=True)
-            self._read_journal()
+        with ExitStack() as held:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(self.folder / LOCK))
+                self._take_over(fresh)
+            except OSError as error:
+                raise output_error(self.folder, error) from error
             yield self
 
     def finished(self, item: Item) -> Record | None:
@@ -80,22 +80,34 @@ class Run:
 
         It must have been made from equal inputs with equal options, and its outputs must still be what they were.
         """
+        self._fingerprints[item.name] = self.fingerprint(item)
         entry = self._entries.get(item.name)
-        if entry is None or entry["fingerprint"] != self.fingerprint(item):
+        if entry is None or entry["fingerprint"] != self._fingerprints[item.name]:
             return None
-        outputs = {self._absolute(output["path"]): output["sha256"] for output in entry["outputs"]}
+        outputs = {self.folder / output["path"]: output["sha256"] for output in entry["outputs"]}
         if not all(path.exists() and digest(path) == known for path, known in outputs.items()):
             return None
-        return Record(tuple(outputs), entry["metrics"], entry["details"])
+        self._digests |= outputs
+        metrics = {name: float(value) for name, value in entry["metrics"].items()}
+        return Record(tuple(outputs), metrics, entry["details"])
 
     def finish(self, item: Item, record: Record) -> None:
-        """Journal that an item is done; its outputs must be on the disk."""
+        """Journal that an item is done; its outputs must be on the disk.
+
+        It is journalled as made from the inputs that ``finished`` saw before the work: an input that changed meanwhile
+        is done again by the next run.
+        """
+        for path in record.outputs:
+            self._digests[path] = digest(path)
+            if not path.resolve().is_relative_to(self.folder.resolve()):
+                remove_leftovers_of(path)
+        fingerprint = self._fingerprints.get(item.name) or self.fingerprint(item)
         entry = {
             "item": item.name,
-            "fingerprint": self.fingerprint(item),
+            "fingerprint": fingerprint,
             "outputs": self.describe_outputs(record),
-            "metrics": without_nan(record.metrics),
-            "details": without_nan(record.details),
+            "metrics": {name: _exact(number) for name, number in record.metrics.items()},
+            "details": as_value(record.details),
         }
         self._append(entry)
         self._entries[item.name] = entry
@@ -103,35 +115,41 @@ class Run:
     def fingerprint(self, item: Item) -> str:
         """Return the digest of everything that decides an item's result."""
         inputs = [[path.name, digest(path)] for path in item.inputs]
-        whole = json.dumps([self.job, item.name, dict(self.options), self.shared, inputs], sort_keys=True)
+        whole = json.dumps([self.job, item.name, as_value(self.options), self.shared, inputs], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()
 
     def describe_outputs(self, record: Record) -> list[dict[str, str]]:
         """Return the path, relative to the folder where it is inside, and the digest of every output."""
-        return [{"path": self._relative(path), "sha256": digest(path)} for path in record.outputs]
+        for path in record.outputs:
+            if path not in self._digests:
+                self._digests[path] = digest(path)
+        return [{"path": self._relative(path), "sha256": self._digests[path]} for path in record.outputs]
 
     def write_record(self, document: Mapping[str, Any]) -> Path:
         """Write ``run.json`` whole."""
         path = self.folder / RECORD
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(without_nan(document), indent=2) + "\n", encoding="utf-8")
+            text = json.dumps(as_value(document), indent=2, allow_nan=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
         return path
 
-    def _check_owner(self) -> None:
-        owners = [entry["job"] for entry in read_lines(self.folder / JOURNAL) if "job" in entry]
-        if owners and owners[0] != self.job:
+    def _take_over(self, fresh: bool) -> None:
+        """Read the journal, or start one."""
+        if fresh:
+            (self.folder / JOURNAL).unlink(missing_ok=True)
+        journal = read_lines(self.folder / JOURNAL)
+        owner = next((entry["job"] for entry in journal if "job" in entry), None)
+        if owner is None:
+            self._append({"job": self.job})
+        elif owner != self.job:
             raise JournalError(
-                f"the folder belongs to 'safelight {owners[0]}'",
+                f"the folder belongs to 'safelight {owner}'",
                 path=self.folder,
                 expected=f"a new folder, or one of 'safelight {self.job}'",
-                remedy="choose another --out",
+                remedy="choose another --out, or take this one over with --fresh",
             )
-
-    def _read_journal(self) -> None:
-        journal = read_lines(self.folder / JOURNAL)
-        self._entries = {entry["item"]: entry for entry in journal if "item" in entry}
-        if not any("job" in entry for entry in journal):
-            self._append({"job": self.job})
+        self._entries = {entry["item"]: entry for entry in journal if entry.keys() >= _ENTRY}
+        remove_leftovers(self.folder)
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         try:
@@ -143,19 +161,10 @@ class Run:
         folder, absolute = self.folder.resolve(), path.resolve()
         return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else str(absolute)
 
-    def _absolute(self, path: str) -> Path:
-        return self.folder / path
 
-
-def without_nan(value: Any) -> Any:
-    """Return a value of JSON types in which numbers that JSON does not have are None."""
-    if isinstance(value, Mapping):
-        return {str(name): without_nan(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def _exact(number: float) -> float | str:
+    """Return a number that JSON has, or the name of one that it has not, so that ``float`` gives it back."""
+    return float(number) if math.isfinite(number) else str(float(number))
 
 
 @cache
