@@ -102,7 +102,8 @@ def ssim(prediction: Tensor, reference: Tensor, data_range: float | Tensor) -> T
     mean_p, mean_r = mean_p + origin, mean_r + origin
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     luminance = (2 * mean_p * mean_r + c1) / (mean_p.square() + mean_r.square() + c1)
-    return (luminance * (2 * covariance + c2) / (variances + c2)).mean()
+    similarity: Tensor = luminance * (2 * covariance + c2) / (variances + c2)
+    return similarity.mean()
 
 
 def high_pass(values: Tensor) -> Tensor:

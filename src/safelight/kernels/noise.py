@@ -63,7 +63,8 @@ def block_spectra(values: Tensor, block: int) -> Tensor:
     line = torch.hann_window(block + 2, periodic=False, dtype=values.dtype, device=values.device)[1:-1]
     window = line[:, None] * line
     mean = (blocks * window).sum((-2, -1), keepdim=True) / window.sum()
-    return torch.fft.fft2((blocks - mean) * window).abs().square() / window.square().sum()
+    spectra: Tensor = torch.fft.fft2((blocks - mean) * window).abs().square() / window.square().sum()
+    return spectra
 
 
 def half_plane(radius: int) -> tuple[Lag, ...]:
@@ -180,7 +181,8 @@ def _level_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]
 def _lag_oracle(residual: np.ndarray, axis: int, max_lag: int) -> np.ndarray:
     lines = np.moveaxis(residual, axis, -1).reshape(-1, residual.shape[axis])
     products = [(lines[:, lag:] * lines[:, :-lag]).ravel() for lag in range(1, max_lag + 1)]
-    return np.array([[p.sum() for p in products], [np.linalg.norm(p) for p in products]]) / (lines**2).sum()
+    sums = np.array([[p.sum() for p in products], [np.linalg.norm(p) for p in products]])
+    return np.asarray(sums / (lines**2).sum())
 
 
 def _spectra_oracle(values: np.ndarray, block: int) -> np.ndarray:
