@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 
 from safelight.kernels.tiles import Layout, reflect, spans
 
-axes = st.tuples(
-    st.integers(1, 700), st.integers(0, 60), st.sampled_from([1, 2, 4, 8, 16]), st.integers(1, 200)
-)
+axes = st.tuples(st.integers(1, 700), st.integers(0, 60), st.sampled_from([1, 2, 4, 8, 16]), st.integers(1, 200))
 
 
 @given(axes)
