@@ -60,9 +60,14 @@ def test_a_file_is_there_whole_and_nothing_else(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
     target = tmp_path / "image.tif"
     target.write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic_write(target) as part:
-        part.write_text("half")
-        raise KeyboardInterrupt
+
+    def write() -> None:
+        with atomic_write(target) as part:
+            part.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
     assert target.read_text() == "old"
     assert names(tmp_path) == ["image.tif"]
 

@@ -116,7 +116,7 @@ def test_an_input_that_vanished_is_named(tmp_path: Path, item: Item) -> None:
 
 def test_the_folder_of_another_job_is_refused_unless_fresh(tmp_path: Path, item: Item) -> None:
     do(tmp_path / "out", item)
-    with pytest.raises(JournalError, match="belongs to 'safelight denoise run'.*--out"):
+    with pytest.raises(JournalError, match=r"belongs to 'safelight denoise run'.*--out"):
         do(tmp_path / "out", item, job="mosaic run")
     assert do(tmp_path / "out", item, job="mosaic run", fresh=True)
     with pytest.raises(JournalError, match="belongs to 'safelight mosaic run'"):
