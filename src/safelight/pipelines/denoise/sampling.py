@@ -16,6 +16,9 @@ from safelight.core.errors import InputError
 from safelight.pipelines.denoise.frames import Frames
 from safelight.pipelines.denoise.model import Normalisation
 
+MOST_RING_BYTES = 2**30
+"""More would only take longer to fill: it is some ten thousand patches."""
+
 
 @dataclass
 class Moments:
@@ -111,7 +114,7 @@ class Pool:
         else:
             smallest = [min(sizes) for sizes in zip(*(image.spatial for image in images), strict=True)]
             size = tuple(min(side, most) for side, most in zip(crop, smallest, strict=True))
-            slots = max(1, limit_bytes // (4 * self.channels * math.prod(size)))
+            slots = max(1, min(limit_bytes, MOST_RING_BYTES) // (4 * self.channels * math.prod(size)))
             self._places = [self._random_place(size) for _ in range(slots)]
             self.sizes = [size] * slots
         lengths = [self.channels * math.prod(size) for size in self.sizes]

@@ -176,6 +176,8 @@ class Training:
         self.losses = Losses()
         self.step_number = 0
         self.seconds = 0.0
+        self._started = 0.0
+        self._saved_at, self._save_seconds = 0.0, 0.0
         self._device, self._executor = device, executor
         where = device.torch_device
         crop = tuple(4 * side for side in self.patch)
@@ -219,19 +221,20 @@ class Training:
         Parameters
         ----------
         checkpoint : Path, optional
-            Written whole after every epoch; one of the same training is continued, bit for bit on the CPU.
+            Written whole after an epoch, as often as takes no noticeable time, and at the end; one of the same
+            training is continued, bit for bit on the CPU.
         on_epoch : callable, optional
             Called after every epoch.
         """
         if checkpoint is not None and checkpoint.exists():
             self._restore(checkpoint)
+        self._started = time.monotonic() - self.seconds
         while self.share < 1:
-            started, before = time.monotonic(), self.seconds
-            steps = self._run_epoch(started, before)
+            steps = self._run_epoch()
             self._look(steps)
-            self.pool.refresh(crops=1)
-            self.seconds = before + time.monotonic() - started
-            if checkpoint is not None:
+            self.pool.refresh(crops=4)
+            self.seconds = time.monotonic() - self._started
+            if checkpoint is not None and self._is_worth_saving():
                 self._save(checkpoint)
             if on_epoch is not None:
                 on_epoch(Epoch(self.step_number, self.share, self.seconds, self.losses, self.model))
@@ -283,7 +286,7 @@ class Training:
             prediction: Tensor = network(visible)
         return prediction
 
-    def _run_epoch(self, started: float, before: float) -> int:
+    def _run_epoch(self) -> int:
         """Do the steps of one epoch; return how many."""
         first = self.step_number
         self._total.zero_()
@@ -293,7 +296,7 @@ class Training:
                 group["lr"] = rate
             self.step()
             if self.settings.time_budget:
-                self.seconds = before + time.monotonic() - started
+                self.seconds = time.monotonic() - self._started
         return self.step_number - first
 
     def _look(self, steps: int) -> None:
@@ -347,7 +350,12 @@ class Training:
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
+    def _is_worth_saving(self) -> bool:
+        """Return whether training is over, or a save would take less than a twentieth of the time since the last."""
+        return self.share >= 1 or self.seconds - self._saved_at >= 20 * self._save_seconds
+
     def _save(self, path: Path) -> None:
+        before = time.monotonic()
         state = {
             "identity": self._identity(),
             "network": self._network.state_dict(),
@@ -363,6 +371,7 @@ class Training:
         }
         with atomic_write(path) as temporary:
             torch.save(state, temporary)
+        self._saved_at, self._save_seconds = self.seconds, time.monotonic() - before
 
     def _restore(self, path: Path) -> None:
         """Go on from a checkpoint of the same training; another's is passed over and replaced.
