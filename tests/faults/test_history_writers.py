@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from safelight.core.history import ALL_RUNS, LOCK, SUMMARY, TRUTH
@@ -76,7 +77,7 @@ def test_no_run_is_lost_and_every_file_is_whole_at_every_moment(tmp_path: Path) 
     assert json.loads((tmp_path / ALL_RUNS).read_text()) == lines
     assert all(json.loads((tmp_path / line["result_file"]).read_text()) == line for line in lines)
     assert len({summary for summary, _, _ in seen}) > 10  # the reader did look on while they wrote
-    for before, after in zip(seen, seen[1:], strict=False):
+    for before, after in pairwise(seen):
         assert all(old <= new for old, new in zip(before, after, strict=True)), "a run vanished for a moment"
 
     expected = {TRUTH, ALL_RUNS, SUMMARY, LOCK, *(line["result_file"] for line in lines)}
