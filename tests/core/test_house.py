@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
+from typing import TypeGuard
 
 import pytest
 
@@ -119,6 +122,67 @@ def test_a_sentence_has_a_place_for_every_value_and_no_other(language: str) -> N
     assert wrong == []
 
 
+def test_keys_are_written_out_and_values_are_data_not_sentences() -> None:
+    """Whoever says something names a sentence; what passes on an event of another place names that event's key."""
+    wrong = [
+        place(path, call)
+        for path, module in sources().items()
+        for call in ast.walk(module)
+        if is_said_to_a_log(call)
+        and (not is_key(call.args[0]) or any(is_sentence(keyword.value) for keyword in call.keywords))
+    ]
+    assert wrong == []
+
+
+def is_said_to_a_log(call: ast.AST) -> TypeGuard[ast.Call]:
+    """Return whether this is ``events.info(...)``, ``self._events.warning(...)`` and the like."""
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute) or not call.args:
+        return False
+    return call.func.attr in EMITTERS and ast.unparse(call.func.value).endswith("events")
+
+
+def is_key(node: ast.expr) -> bool:
+    chosen = [node.body, node.orelse] if isinstance(node, ast.IfExp) else [node]
+    return all((isinstance(one, ast.Attribute) and one.attr == "key") or is_snake_case(one) for one in chosen)
+
+
+def is_snake_case(node: ast.expr) -> bool:
+    return any(re.fullmatch(r"[a-z][a-z0-9_]*", text) for text in literals(node))
+
+
+def is_sentence(node: ast.expr) -> bool:
+    return isinstance(node, ast.JoinedStr) or any(" " in text for text in literals(node))
+
+
+@pytest.mark.parametrize(
+    ("call", "fine"),
+    [
+        ("events.info('run_started', items=3, folder=str(folder))", True),
+        ("context.events.emit(notice.key, notice.severity, **notice.data)", True),
+        ("self.events.info('a' if x else 'b')", True),
+        ("events.info('Run started')", False),
+        ("events.info(f'run_{name}')", False),
+        ("events.info(key)", False),
+        ("events.warning('item_failed', error=f'{name} went wrong')", False),
+        ("events.warning('item_failed', error='it went wrong')", False),
+    ],
+)
+def test_this_file_tells_keys_and_data_from_sentences(call: str, fine: bool) -> None:
+    (node,) = (node for node in ast.walk(ast.parse(call)) if is_said_to_a_log(node))
+    assert (is_key(node.args[0]) and not any(is_sentence(keyword.value) for keyword in node.keywords)) == fine
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_sentences_leave_the_form_of_numbers_to_the_language(language: str) -> None:
+    formed = [
+        key
+        for key, sentence in catalogue(language).items()
+        for _, name, form, conversion in Formatter().parse(sentence)
+        if name is not None and (form or conversion or not name.isidentifier())
+    ]
+    assert formed == []
+
+
 def test_all_languages_say_the_same() -> None:
     english, *others = (catalogue(language) for language in LANGUAGES)
     for other in others:
@@ -170,6 +234,17 @@ def test_the_command_line_starts_without_torch(arguments: list[str]) -> None:
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert outcome.stderr.strip() == ""
     assert bool(outcome.stdout) == bool(arguments)
+
+
+def test_what_describes_a_job_or_records_it_needs_no_torch() -> None:
+    """A cluster's scheduler, a listing of runs and ``--help`` use these."""
+    core = ("errors", "events", "files", "history", "lines", "messages", "options", "pipeline", "run")
+    rooms = [path.parent.name for path in SOURCE.glob("pipelines/*/options.py")]
+    modules = ["safelight", "safelight.cli", *(f"safelight.core.{name}" for name in core)]
+    modules += [f"safelight.pipelines.{room}{part}" for room in rooms for part in ("", ".options")]
+    code = f"import sys, {', '.join(modules)}\nprint([name for name in {HEAVY} if name in sys.modules])"
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert outcome.stdout.strip() == "[]"
 
 
 def test_help_is_there_at_once() -> None:
