@@ -67,9 +67,10 @@ def names_of_data(call: ast.Call) -> frozenset[str] | None:
     data = by_name.get("data", call.args[2] if len(call.args) > 2 else None)
     if data is None:
         return frozenset()
-    if not isinstance(data, ast.Dict) or not all(isinstance(name, ast.Constant) for name in data.keys):
+    if not isinstance(data, ast.Dict):
         return None
-    return frozenset(name.value for name in data.keys if isinstance(name, ast.Constant))
+    names = [text for name in data.keys for text in literals(name)]
+    return frozenset(names) if len(names) == len(data.keys) else None
 
 
 def said_by(path: Path, module: ast.Module) -> Iterator[Said]:
