@@ -23,7 +23,8 @@ from safelight.pipelines.denoise.frames import ArrayImage, Frames
 from safelight.pipelines.denoise.masking import MaskingSettings, line
 from safelight.pipelines.denoise.network import Architecture
 from safelight.pipelines.denoise.prediction import Predictor
-from safelight.pipelines.denoise.training import Epoch, Training, TrainingSettings, default_steps, learning_rate_at
+from safelight.pipelines.denoise.schedule import default_steps, learning_rate_at
+from safelight.pipelines.denoise.training import Epoch, Training, TrainingSettings
 
 CPU = Device(torch.device("cpu"))
 SMALL = Architecture(features=4, depth=1)

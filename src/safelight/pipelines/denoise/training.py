@@ -30,11 +30,9 @@ from safelight.pipelines.denoise.masking import BlindSpots, Masker, MaskingSetti
 from safelight.pipelines.denoise.model import DenoiseModel, Normalisation
 from safelight.pipelines.denoise.network import Architecture, UNet
 from safelight.pipelines.denoise.sampling import PatchSampler, Pool, Symmetries
+from safelight.pipelines.denoise.schedule import default_steps, learning_rate_at
 
-WARM_UP = 0.1
-SMALLEST_RATE = 1e-3
 POOL_SHARE = 0.4
-STEPS_FOR_512 = 2000
 
 
 class TrainingSettings(Settings):
@@ -94,24 +92,6 @@ class Trained:
     best: DenoiseModel
     losses: Losses
     has_gaps: bool
-
-
-def learning_rate_at(share: float, highest: float) -> float:
-    """Return the learning rate of the one-cycle policy (Smith 2018) at a share of the training.
-
-    Half a cosine up during the first tenth, half a cosine down to a thousandth until the end. A function of the
-    share, so that a time budget and a number of steps use the same schedule.
-    """
-    if share < WARM_UP:
-        return highest * (0.04 + 0.96 * (1 - math.cos(math.pi * share / WARM_UP)) / 2)
-    down = (min(share, 1.0) - WARM_UP) / (1 - WARM_UP)
-    return highest * (SMALLEST_RATE + (1 - SMALLEST_RATE) * (1 + math.cos(math.pi * down)) / 2)
-
-
-def default_steps(images: Sequence[Frames]) -> int:
-    """Return how many steps suit the data: 2000 for one 512² image, growing with the root of the pixels."""
-    pixels = sum(math.prod(image.shape) / image.channels for image in images)
-    return int(min(max(STEPS_FOR_512 * math.sqrt(pixels / 512**2), 600), 20_000))
 
 
 def patch_shape(images: Sequence[Frames], architecture: Architecture, wanted: int | None) -> tuple[int, ...]:
@@ -261,7 +241,7 @@ class Training:
     def _new_network(self) -> UNet:
         # The network's own random state: the caller's is neither used nor changed.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed)
+            torch.default_generator.manual_seed(self.settings.seed)
             network = UNet(self.architecture)
         layout = torch.channels_last if self.architecture.dims == 2 else torch.channels_last_3d
         network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's stubs lack it
