@@ -284,8 +284,11 @@ def find_structure(residual: Tensor, correlation: NoiseCorrelation | None = None
     """
     planes = residual.reshape(-1, *residual.shape[-2:])
     planes = planes - planes.mean((-2, -1), keepdim=True)
+    groups = _lag_groups(*planes.shape[-2:])
+    if not groups:
+        return StructureTest(0.0, 0.0, len(planes), 0, ((False,),))
     shares, structured = [], []
-    for lags in _lag_groups(planes.shape[-2:]):
+    for lags in groups:
         shared, variance, energy = structure_sums(planes, lags, TILE)
         shared = shared - _shared_by_noise(lags, correlation) * energy
         share = torch.where(energy > 0, shared / energy, 0.0)
@@ -302,12 +305,14 @@ def find_structure(residual: Tensor, correlation: NoiseCorrelation | None = None
     )
 
 
-def _lag_groups(sizes: Sequence[int]) -> list[list[Lag]]:
+def _lag_groups(height: int, width: int) -> list[list[Lag]]:
     """Return which neighbours to compare: all, for blobs, then along four directions, for edges and lines."""
-    radius = min(STRUCTURE_RADIUS, *(size - 1 for size in sizes))
-    steps = range(1, radius + 1)
-    directions = [[(y * step, x * step) for step in steps] for y, x in ((0, 1), (1, 0), (1, 1), (1, -1))]
-    return [list(half_plane(radius)), *directions] if radius > 0 else []
+    directions = [
+        [(y * step, x * step) for step in range(1, STRUCTURE_RADIUS + 1)] for y, x in ((0, 1), (1, 0), (1, 1), (1, -1))
+    ]
+    groups = [list(half_plane(STRUCTURE_RADIUS)), *directions]
+    inside = [[(y, x) for y, x in group if y < height and abs(x) < width] for group in groups]
+    return [group for group in inside if group]
 
 
 def _shared_by_noise(lags: Sequence[Lag], correlation: NoiseCorrelation | None) -> float:

@@ -24,7 +24,7 @@ from safelight.pipelines.denoise.network import Architecture
 from safelight.pipelines.denoise.prediction import Predictor
 
 if TYPE_CHECKING:
-    from bioimageio.spec.model.v0_5 import InputTensorDescr, ModelDescr, OutputTensorDescr
+    from bioimageio.spec.model.v0_5 import ChannelAxis, InputTensorDescr, LicenseId, ModelDescr, OutputTensorDescr
 
 ONNX_NAME = "model.onnx"
 PACKAGE_NAME = "model.bmz.zip"
@@ -100,9 +100,9 @@ def export_bmz(
     _require("bmz", "bioimageio.core", "onnx", "onnxruntime", "onnxscript")
     from bioimageio.spec import save_bioimageio_package
 
-    path = folder / PACKAGE_NAME
+    path, licence_id = folder / PACKAGE_NAME, _licence(licence)
     with _quiet_bioimageio(), TemporaryDirectory() as sources, atomic_write(path) as temporary:
-        description = _describe(model, Path(sources), authors, licence)
+        description = _describe(model, Path(sources), authors, licence_id)
         save_bioimageio_package(description, output_path=temporary, local_files_only=True)
         check_bmz(temporary, path)
     return path
@@ -201,7 +201,7 @@ def _check_onnx(predictor: Predictor, noisy: Tensor, written: Path, path: Path) 
         )
 
 
-def _describe(model: DenoiseModel, sources: Path, authors: Sequence[str], licence: str) -> ModelDescr:
+def _describe(model: DenoiseModel, sources: Path, authors: Sequence[str], licence: LicenseId) -> ModelDescr:
     """Write what goes into the package, and describe it."""
     from bioimageio.spec.common import FileDescr
     from bioimageio.spec.model import v0_5
@@ -219,7 +219,7 @@ def _describe(model: DenoiseModel, sources: Path, authors: Sequence[str], licenc
         name=_name(model.architecture),
         description="Denoises microscopy images; trained on noisy images alone (Noise2Void, N2V2).",
         authors=[v0_5.Author(name=author) for author in authors],
-        license=_licence(licence),
+        license=licence,
         cite=[v0_5.CiteEntry(text=text, doi=v0_5.Doi(doi)) for text, doi in _CITATIONS],
         documentation=FileDescr(source=sources / "README.md"),
         covers=[FileDescr(source=sources / "cover.png")],
@@ -234,7 +234,7 @@ def _name(architecture: Architecture) -> str:
     return f"Safelight {architecture.dims}D denoising"
 
 
-def _licence(licence: str) -> Any:
+def _licence(licence: str) -> LicenseId:
     from bioimageio.spec.model import v0_5
     from pydantic import ValidationError
 
@@ -298,7 +298,7 @@ def _output_tensor(model: DenoiseModel, sources: Path) -> OutputTensorDescr:
     )
 
 
-def _channel_axis(channels: int) -> Any:
+def _channel_axis(channels: int) -> ChannelAxis:
     from bioimageio.spec.model import v0_5
 
     return v0_5.ChannelAxis(channel_names=[v0_5.Identifier(f"channel{number}") for number in range(channels)])
