@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -164,6 +165,34 @@ def test_a_network_disk_that_cannot_flush_folders_will_do(tmp_path: Path, monkey
 def test_an_input_that_cannot_be_read_is_not_called_an_output(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "image.tif") as part:
         part.write_bytes((tmp_path / "missing.tif").read_bytes())
+
+
+def fail_writing(path: Path, error: Exception) -> None:
+    with atomic_write(path):
+        raise error
+
+
+HIDDEN = [OSError("90000 requested and 12766 written"), RuntimeError("unexpected pos 832 vs 726")]
+
+
+@pytest.mark.parametrize("error", HIDDEN, ids=["numpy", "torch"])
+def test_a_full_disk_that_a_writer_hides_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        fail_writing(tmp_path / "image.tif", error)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=1 << 40, free=4096))
+    with pytest.raises(OutputError, match=r"image.tif: cannot be written: the disk is full") as caught:
+        fail_writing(tmp_path / "image.tif", error)
+    assert caught.value.__cause__ is error
+    with pytest.raises(InputError, match="of its own"):
+        fail_writing(tmp_path / "image.tif", InputError("an error of its own"))
+
+
+def test_a_full_disk_that_rust_tells_in_words_is_told(tmp_path: Path) -> None:
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(OutputError, match="the disk is full"):
+        fail_writing(tmp_path / "model.safetensors", ValueError(said))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kills with a signal")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from safelight.core import history
 from safelight.core.errors import OutputError
@@ -221,3 +225,38 @@ def test_an_output_below_a_file_is_named(tmp_path: Path, write: Callable[[Path],
     assert caught.value.path.is_relative_to(file)
     assert file.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real disk of 300 kB; where none may be mounted the test is skipped, the ones above run everywhere."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(tmp_path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only an administrator may mount a disk")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def save_array(path: Path) -> None:
+    np.save(path, np.zeros(100_000))
+
+
+def save_checkpoint(path: Path) -> None:
+    torch.save({"weights": torch.zeros(100_000)}, path)
+
+
+def save_weights(path: Path) -> None:
+    save_file({"weights": torch.zeros(100_000)}, path)
+
+
+WRITERS = {"array.npy": save_array, "checkpoint.pt": save_checkpoint, "model.safetensors": save_weights}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_writer_s_full_disk_is_told(small_disk: Path, name: str) -> None:
+    with (
+        pytest.raises(OutputError, match=rf"{name}: cannot be written: the disk is full"),
+        atomic_write(small_disk / name) as part,
+    ):
+        WRITERS[name](part)
+    assert list(small_disk.iterdir()) == []

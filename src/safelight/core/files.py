@@ -15,11 +15,13 @@ from pathlib import Path
 
 import psutil
 
-from safelight.core.errors import InputError, OutputError, UnsafeInputError
+from safelight.core.errors import InputError, OutputError, SafelightError, UnsafeInputError
 from safelight.core.messages import format_bytes
 
 _BLOCK = 1 << 20
 _TEMPORARY = re.compile(r"^\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.(?P<role>part|old)(\..*)?$", re.DOTALL)
+_FULL = 1 << 16
+"""A disk with fewer free bytes is full: what is left are ends of blocks."""
 _CLOCK_ERROR = 2.0
 """Seconds by which the start of a process may be reported too late."""
 
@@ -74,7 +76,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def _becoming(path: Path, rename: Callable[[Path], object]) -> Iterator[Path]:
     temporary = _beside(path, "part")
     try:
-        with _output_errors(path, temporary):
+        with _Writing(path, temporary):
             yield temporary
         with _output_errors(path):
             for written in (*temporary.rglob("*"), temporary):
@@ -128,26 +130,49 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _output_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Turn the system's refusal to write into an OutputError that says what to do.
-
-    With ``temporary``, the block also does other things, such as reading inputs: an error that names another file, or
-    that does not come from writing, is left as it is.
-    """
+def _output_errors(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write into an OutputError that says what to do."""
     try:
         yield
     except OSError as error:
-        if temporary is not None and not _is_about(error, temporary):
-            raise
         raise output_error(path, error) from error
 
 
-def _is_about(error: OSError, temporary: Path) -> bool:
-    if isinstance(error.filename, str):
-        return Path(error.filename).resolve().is_relative_to(temporary.resolve())
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+class _Writing:
+    """The same for a block that also does other things, such as reading inputs and computing.
+
+    An error that names another file is left as it is. Whatever fails on a full disk is taken for its consequence,
+    because writers hide it: NumPy and tifffile raise an OSError without a number, torch a RuntimeError.
+    """
+
+    def __init__(self, path: Path, temporary: Path) -> None:
+        self._path, self._temporary = path, temporary
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, SafelightError):
+            return
+        number = errno.ENOSPC if self._disk_is_full() else self._number(error)
+        if number is not None:
+            raise output_error(self._path, OSError(number, os.strerror(number))) from error
+
+    def _number(self, error: Exception) -> int | None:
+        """Return the system's number of an error of writing; None for other errors."""
+        if isinstance(error, OSError) and isinstance(error.filename, str):
+            own = Path(error.filename).resolve().is_relative_to(self._temporary.resolve())
+            return error.errno if own else None
+        told = re.search(r"\(os error (\d+)\)", str(error))  # Rust's libraries say it so, for instance safetensors
+        number = int(told[1]) if told else error.errno if isinstance(error, OSError) else None
+        return number if number in _OF_WRITING else None
+
+    def _disk_is_full(self) -> bool:
+        disk = shutil.disk_usage(self._path.parent)
+        return disk.total > 0 and disk.free < _FULL
 
 
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _REMEDIES = {
     errno.ENOSPC: ("the disk is full", "free some space, or choose an output folder on another disk"),
     errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another output folder"),
