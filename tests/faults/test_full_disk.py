@@ -22,8 +22,10 @@ from safelight.core.errors import OutputError
 from safelight.core.events import EventLog
 from safelight.core.files import atomic_folder, atomic_write, digest, is_temporary
 from safelight.core.lines import read_lines
-from safelight.core.pipeline import Item, Record
+from safelight.core.options import CommonOptions
+from safelight.core.pipeline import Command, Context, Found, Item, Pipeline, Record
 from safelight.core.run import EVENTS, JOURNAL, RECORD, Run
+from safelight.core.runner import run_command
 
 LIMITED = '''
 """Runs what the parent says in a process whose files may not grow past LIMIT bytes, as on a disk that fills up."""
@@ -260,3 +262,31 @@ def test_every_writer_s_full_disk_is_told(small_disk: Path, name: str) -> None:
     ):
         WRITERS[name](part)
     assert list(small_disk.iterdir()) == []
+
+
+class Sizes(CommonOptions):
+    """Options of a job that writes files of given sizes."""
+
+    out: Path
+
+
+def write_zeros(item: Item, options: Sizes, context: Context, prepared: object) -> Record:
+    path = options.out / item.name
+    with atomic_write(path) as part:
+        part.write_bytes(bytes(item.payload))
+    return Record((path,), {"size": float(item.payload)})
+
+
+def test_the_items_that_fit_are_done_and_the_others_named(small_disk: Path) -> None:
+    found = Found((Item("large", (), 1_000_000), Item("small", (), 1000)))
+    command = Command("run", "Write zeros.", Sizes, lambda options: options.out, lambda options: found, write_zeros)
+    pipeline, events = Pipeline("zeros", "Write zeros.", (command,)), EventLog()
+    options = Sizes(out=small_disk / "out", results=small_disk / "results", device="cpu")
+    outcome = run_command(pipeline, command, options, events, lambda *_, **__: None)
+    assert outcome.exit_status == 1
+    assert (list(outcome.failed), list(outcome.records)) == (["large"], ["small"])
+    (failure,) = (event for event in events if event.key == "item_failed")
+    assert f"{small_disk / 'out' / 'large'}: cannot be written: the disk is full" in str(failure.data["error"])
+    (run,) = history.read(small_disk / "results")
+    assert (run["num_done"], run["num_failed"]) == (1, 1)
+    assert leftovers(small_disk) == []
