@@ -18,13 +18,11 @@ from safelight.pipelines.denoise.diagnostics import (
     Diagnostics,
     diagnose,
     find_structure,
-    fit_noise,
-    format_structure,
     measure_checkerboard,
     measure_leak,
-    noise_correlation,
 )
 from safelight.pipelines.denoise.masking import MaskingSettings
+from safelight.pipelines.denoise.noise_model import fit_noise, format_structure, noise_correlation
 
 SIZE = 320
 
