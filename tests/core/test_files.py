@@ -58,6 +58,17 @@ def test_a_file_is_there_whole_and_nothing_else(tmp_path: Path) -> None:
     assert names(target.parent) == ["image.ome.tif"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows replaces no open file")
+def test_who_reads_the_old_file_reads_it_to_its_end(tmp_path: Path) -> None:
+    target = tmp_path / "image.tif"
+    target.write_text("old")
+    with target.open() as reader:
+        with atomic_write(target) as part:
+            part.write_text("new, and longer")
+        assert reader.read() == "old"
+    assert target.read_text() == "new, and longer"
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
     target = tmp_path / "image.tif"
     target.write_text("old")

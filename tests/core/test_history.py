@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,17 @@ def test_what_a_killed_writer_did_not_derive_the_next_one_does(tmp_path: Path) -
     append(tmp_path, entry("second"))
     assert json.loads(own.read_text())["model_name"] == "first"
     assert [row["model_name"] for row in table(tmp_path)] == ["first", "second"]
+
+
+@pytest.mark.parametrize("name", [ALL_RUNS, SUMMARY, "result_first_20261121_120000.json"])
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path, name: str) -> None:
+    append(tmp_path, entry("first"))
+    (tmp_path / name).unlink()
+    leftover = tmp_path / f".{name}.{os.getpid()}-0123abcd.part"
+    leftover.touch()
+    os.utime(leftover, (1e9, 1e9))  # before this process began
+    append(tmp_path, entry("second"))
+    assert not leftover.exists()
 
 
 def test_a_line_torn_by_a_crash_is_passed_over_and_costs_no_other(tmp_path: Path) -> None:

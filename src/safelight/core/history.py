@@ -106,9 +106,9 @@ def _derive(results: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
+    remove_leftovers_of(path)  # first: once a run's own file is there, nobody looks beside it again
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace", newline="\n")
-    remove_leftovers_of(path)
 
 
 def _as_csv(entries: Sequence[Entry]) -> str:
