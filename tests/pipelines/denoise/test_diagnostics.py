@@ -202,17 +202,24 @@ def test_real_images_are_judged_as_they_should_be(shared: Path) -> None:
     assert diagnose(noisy, gaussian_filter(clean, 2.0)).structure.found
 
 
-def test_a_checkerboard_is_found() -> None:
-    smooth = cells(SIZE, SIZE)
+def test_a_checkerboard_is_found_where_it_can_be_seen() -> None:
+    clean = cells(SIZE, SIZE)
+    noisy = noisy_versions(clean)["gaussian"]
     board = (-1.0) ** torch.arange(SIZE)[:, None] * (-1.0) ** torch.arange(SIZE)
-    ratios = {
-        "smooth": measure_checkerboard(smooth),
-        "noise": measure_checkerboard(random(SIZE, SIZE)),
-        "board": measure_checkerboard(smooth + random(SIZE, SIZE) + 5 * board),
-    }
-    assert ratios["smooth"] < 1  # type: ignore[operator]
-    assert ratios["noise"] == pytest.approx(1, abs=0.2)
-    assert ratios["board"] > 1.5  # type: ignore[operator]
+    smooth = gaussian_filter(clean, 1.0)
+    assert not diagnose(noisy, clean).has_checkerboard
+    assert diagnose(noisy, smooth + 5 * board).has_checkerboard
+    faint = diagnose(noisy, smooth + 0.5 * board)
+    assert faint.checkerboard is not None
+    assert faint.checkerboard.ratio > 1.5
+    assert not faint.has_checkerboard
+
+
+def test_white_noise_is_no_checkerboard() -> None:
+    measured = measure_checkerboard(3 * random(SIZE, SIZE))
+    assert measured is not None
+    assert measured.ratio == pytest.approx(1, abs=0.1)
+    assert measured.strength == pytest.approx(3 * 0.19**0.5, rel=0.1)  # 19 % of all frequencies
 
 
 @pytest.mark.parametrize(

@@ -230,5 +230,12 @@ def test_gaps_and_constant_images_can_be_drawn(tmp_path: Path) -> None:
 
 
 def test_pictures_stay_in_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(UnsafeInputError):
+    with pytest.raises(UnsafeInputError, match="leads out"):
         draw_pictures(tmp_path, "../../elsewhere", np.zeros((9, 9)), np.zeros((9, 9)))
+
+
+def test_pictures_are_named_as_the_folder_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures = draw_pictures(Path("run"), "cells", np.zeros((9, 9)), np.zeros((9, 9)))
+    assert pictures["noisy"] == Path("run/pictures/cells/noisy.png")
+    assert pictures["noisy"].is_file()

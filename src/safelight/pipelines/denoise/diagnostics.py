@@ -27,6 +27,7 @@ from safelight.pipelines.denoise.noise_model import (
 )
 
 __all__ = [
+    "Checkerboard",
     "Diagnostics",
     "Structure",
     "StructureTest",
@@ -51,8 +52,10 @@ STRUCTURED_ERRORS = 5.0
 """How many standard errors that share must be above 0; pure noise of any distribution passes 4 once in some 5,000."""
 STRUCTURE_RADIUS = 2
 
-CHECKERBOARD = 1.5
+CHECKERBOARD_RATIO = 1.5
 """Power at the pixel scale over power just below it; 1 for white noise, below 1 for any smooth image."""
+VISIBLE = 0.05
+"""Strength of a checkerboard, over the deviation of what was removed, from which it is worth a word."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,22 @@ class StructureTest:
 
 
 @dataclass(frozen=True)
+class Checkerboard:
+    """What an image holds at the pixel scale, within 0.05 cycles per pixel of the highest frequency of an axis.
+
+    Parameters
+    ----------
+    ratio : float
+        Its power density over that between 0.3 and 0.4; 1 for white noise, less for anything smooth.
+    strength : float
+        Its RMS in grey levels.
+    """
+
+    ratio: float
+    strength: float
+
+
+@dataclass(frozen=True)
 class Diagnostics:
     """What was measured without a clean image.
 
@@ -109,8 +128,8 @@ class Diagnostics:
     noise_correlation : NoiseCorrelation, optional
         Of the input; None where the image is too small.
     structure : StructureTest
-    checkerboard : float, optional
-        Power of the output at the pixel scale over that just below; above 1.5 it is a checkerboard.
+    checkerboard : Checkerboard, optional
+        Of the output; None where the image is too small.
     """
 
     mean: float
@@ -121,7 +140,7 @@ class Diagnostics:
     noise_fit: NoiseFit | None
     noise_correlation: NoiseCorrelation | None
     structure: StructureTest
-    checkerboard: float | None
+    checkerboard: Checkerboard | None
 
     @property
     def white(self) -> bool:
@@ -130,20 +149,25 @@ class Diagnostics:
         outside = sum(abs(value) > self.confidence for value in lags)
         return outside <= max(1, len(lags) // 20) and all(abs(value) <= 2 * self.confidence for value in lags)
 
+    @property
+    def has_checkerboard(self) -> bool:
+        """Whether the output has a checkerboard that can be seen."""
+        board = self.checkerboard
+        return board is not None and board.ratio > CHECKERBOARD_RATIO and board.strength > VISIBLE * self.deviation
+
     def as_json(self) -> dict[str, Value]:
         """Return everything as JSON values, as the report takes them."""
         structure = {**asdict(self.structure), "found": self.structure.found}
         suggested = self.noise_correlation.suggested_structure() if self.noise_correlation else ()
-        values = {**asdict(self), "white": self.white, "structure": structure, "suggested_structure": suggested}
-        return cast(dict[str, Value], _plain(values))
+        judged = {"white": self.white, "has_checkerboard": self.has_checkerboard, "suggested_structure": suggested}
+        return cast(dict[str, Value], _plain({**asdict(self), **judged, "structure": structure}))
 
     def notices(self, name: str) -> tuple[Event, ...]:
         """Return what a person should know about the image ``name``, as events."""
         notices = [self._verdict(name)]
-        if self.checkerboard is not None and self.checkerboard > CHECKERBOARD:
-            notices.append(
-                Event("checkerboard_found", Severity.WARNING, {"name": name, "ratio": round(self.checkerboard, 2)})
-            )
+        if self.checkerboard is not None and self.has_checkerboard:
+            ratio = round(self.checkerboard.ratio, 2)
+            notices.append(Event("checkerboard_found", Severity.WARNING, {"name": name, "ratio": ratio}))
         correlation = self.noise_correlation
         if correlation is not None and correlation.suggested_structure():
             data: dict[str, Value] = {
@@ -250,19 +274,19 @@ def _shared_by_noise(lags: Sequence[Lag], correlation: NoiseCorrelation | None) 
     return sum(max(known.get(lag, 0.0) + 2 * correlation.error, 0.0) for lag in lags if lag in known) / len(lags)
 
 
-def measure_checkerboard(output: Tensor) -> float | None:
-    """Return the power within 0.05 of the highest frequency of an axis over that between 0.3 and 0.4.
-
-    1 for white noise, less for anything smooth; None for images below 16 pixels a side or without any power there.
-    """
+def measure_checkerboard(output: Tensor) -> Checkerboard | None:
+    """Return what an image holds at the pixel scale; None below 16 pixels a side or without anything to compare."""
     block = min(SPECTRUM_BLOCK, *output.shape[-2:])
     if block < 16:
         return None
     spectrum = block_spectra(output, block).mean(0)
     frequency = torch.fft.fftfreq(block, dtype=output.dtype, device=output.device).abs()
     highest = torch.maximum(frequency[:, None], frequency)
+    top = spectrum[highest > 0.45]
     below = float(spectrum[(highest > 0.3) & (highest < 0.4)].mean())
-    return float(spectrum[highest > 0.45].mean()) / below if below > 0 else None
+    if below <= 0:
+        return None
+    return Checkerboard(ratio=float(top.mean()) / below, strength=float((top.sum() / spectrum.numel()).sqrt()))
 
 
 def measure_leak(masking: MaskingSettings, dims: int) -> float:

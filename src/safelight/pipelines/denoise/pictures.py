@@ -46,14 +46,17 @@ def draw_pictures(
     Returns
     -------
     dict
-        Each picture's path by its name.
+        Each picture's path, ``folder`` first, by its name.
 
     Raises
     ------
+    UnsafeInputError
+        The name leads out of the folder.
     OutputError
         A picture cannot be written.
     """
-    target = inside(folder, Path(FOLDER) / name)
+    inside(folder / FOLDER, name)
+    target = folder / FOLDER / name
     planes = {"noisy": _middle(noisy), "denoised": _middle(denoised)}
     if clean is not None:
         planes["clean"] = _middle(clean)
