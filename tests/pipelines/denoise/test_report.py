@@ -169,7 +169,9 @@ def test_text_of_the_user_is_text(page: Page) -> None:
 def test_failures_and_what_was_left_out_are_named(tmp_path: Path) -> None:
     failed = [{"name": "broken", "error": "broken.tif: not a TIFF file."}]
     refused = [{"name": "<b>notes</b>", "error": "notes.txt: not an image."}]
-    page = Page(write_report(tmp_path, document(failed=failed, refused=refused, averages={})))
+    said = {"time": 1e9, "severity": "error", "key": "item_failed", "data": {"name": "broken", "error": "said already"}}
+    page = Page(write_report(tmp_path, document(failed=failed, refused=refused, averages={}, events=[*EVENTS, said])))
+    assert page.text.count("said already") == 1  # in the log only: failures have a table of their own
     assert "1 failed" in page.text
     assert "broken.tif: not a TIFF file." in page.text
     assert "<b>notes</b> notes.txt: not an image." in page.text

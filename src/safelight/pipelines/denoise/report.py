@@ -114,7 +114,7 @@ def _sentences(events: Sequence[Mapping[str, Any]], language: str) -> Iterator[d
     for entry in events:
         event = Event(entry["key"], Severity(entry["severity"]), entry["data"], entry["time"])
         clock = datetime.fromtimestamp(event.time).strftime("%H:%M:%S")
-        yield {"time": clock, "severity": event.severity.value, "text": translate(event, language)}
+        yield {"time": clock, "key": event.key, "severity": event.severity.value, "text": translate(event, language)}
 
 
 def _item(folder: Path, item: Mapping[str, Any], pictured: bool, language: str) -> dict[str, Any]:
