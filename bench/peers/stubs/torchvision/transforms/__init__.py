@@ -1,0 +1,1 @@
+"""Only here so that ``torchvision.transforms.functional`` can be imported."""
