@@ -62,7 +62,7 @@ class Contender:
 # Network, batch, patches and share of hidden pixels are CAREamics' defaults.
 ALIKE = {"depth": 2, "features": 32, "batch_size": 16, "patch_size": 64, "mask_percentage": 0.2}
 # An epoch of one frame is 4 steps; of 25 copies, 100: starting loaders, validation and checkpoints then cost CAREamics
-# little, and its learning rate, halved after 10 epochs without progress, does not collapse.
+# little, and its learning rate, cut tenfold after 10 epochs without progress, lives longer.
 COPIES = 25
 
 SHIPPED = Contender("Safelight, as shipped", OURS)
@@ -315,8 +315,12 @@ def _verdicts(results: dict[str, Any]) -> list[str]:
         ours = [run for run in runs.values() if "sampling_share" in run]
         found += [_share(name, ours), _memory(name, ours)] if ours else []
         if name == "w2s":
-            reached = [run["scale_invariant_psnr"] for run in ours]
-            found += [(f"{name}: scale-invariant PSNR {value:.2f}, at least 30.5", value >= 30.5) for value in reached]
+            smoothed = runs[GAUSSIAN]["scale_invariant_psnr"]
+            for reached in (run["scale_invariant_psnr"] for run in ours):
+                found.append((f"{name}: scale-invariant PSNR {reached:.2f}, at least 30.5", reached >= 30.5))
+                found.append(
+                    (f"{name}: scale-invariant PSNR {reached:.2f}, Gaussian {smoothed:.2f}", reached > smoothed)
+                )
             continue
         if SHIPPED.name in runs:
             found += [_better(name, runs, title) for title in runs if title == GAUSSIAN or "CAREamics" in title]
