@@ -33,9 +33,7 @@ def main() -> None:
     if importlib.util.find_spec("torch") is not None:
         return
     wants_any = os.environ.get("SAFELIGHT_TORCH") == "any"
-    brings_cuda = not wants_any and any(
-        name.startswith(("nvidia", "cuda", "triton")) for name in would_install()
-    )
+    brings_cuda = not wants_any and any(name.startswith(("nvidia", "cuda", "triton")) for name in would_install())
     index = ["--index-url", CPU_BUILDS] if brings_cuda else []
     pip("install", "--quiet", *index, TORCH)
 

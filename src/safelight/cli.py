@@ -24,7 +24,7 @@ REGISTRY = "safelight.pipelines"
 HELP = """Restores, aligns, stacks and reconstructs images on whatever hardware there is.
 
 Never dies of out-of-memory, loses nothing that was finished, and always says what it did and why.
-Start with *safelight demo*, or *safelight COMMAND --help*.
+Start with: safelight demo, or: safelight COMMAND --help
 """
 
 
@@ -65,7 +65,7 @@ def registered() -> dict[str, EntryPoint]:
 
 
 def _app(arguments: Sequence[str]) -> App:
-    app = App(name="safelight", help=HELP, version=__version__, help_format="markdown")
+    app = App(name="safelight", help=HELP, version=__version__, help_format="plaintext")
     pipelines = registered()
     first = next((argument for argument in arguments if not argument.startswith("-")), None)
     wanted = [first] if first in pipelines else sorted(pipelines)
@@ -212,7 +212,7 @@ def history(
 def plan(
     *arguments: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)],
 ) -> int:
-    """Print a job's memory plan without running it: *safelight plan denoise run stack.tif*."""
+    """Print a job's memory plan without running it: safelight plan denoise run stack.tif."""
     if not arguments:
         raise UsageError("no job was given", remedy="safelight plan denoise run stack.tif")
     return run([*arguments, "--dry-run"])

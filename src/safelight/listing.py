@@ -37,7 +37,7 @@ def show(names: tuple[str, ...], results: Path, last: int, as_json: bool) -> int
         sys.stdout.writelines(json.dumps(entry) + "\n" for entry in chosen)
     else:
         table = _side_by_side(chosen) if names else _list(chosen)
-        Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty()).print(table)
+        Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(table)
     return 0
 
 

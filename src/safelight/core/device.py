@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -130,9 +131,8 @@ class Device:
 
 def compiled_graphs() -> int:
     """Return how many graphs torch.compile has captured in this process."""
-    from torch._dynamo.utils import counters
-
-    return int(counters["stats"]["unique_graphs"])
+    dynamo = sys.modules.get("torch._dynamo.utils")  # not loaded before anything was compiled, and slow to load
+    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo else 0
 
 
 def devices() -> tuple[DeviceInfo, ...]:

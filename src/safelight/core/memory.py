@@ -116,7 +116,7 @@ def _cgroup_free(root: Path = Path("/sys/fs/cgroup")) -> int | None:
     return None
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types no class hook
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's hooks lack types
     """Adds up the live storage of every tensor made while it is active.
 
     On the meta device it predicts a computation's peak without computing; on real tensors it measures it.
@@ -130,7 +130,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.current = 0
         self.peak = 0
         self.operations = 0
@@ -170,7 +170,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch types
         return forget
 
 
-class VirtualDevice(Ledger):
+class VirtualDevice(Ledger):  # type: ignore[no-untyped-call]
     """A device with little memory, played by the CPU: runs out of memory where a real one would.
 
     Parameters

@@ -167,9 +167,9 @@ def _conclude(
         "device": str(context.device.torch_device),
         "notes": options.notes,
     }
-    history.append(options.results, entry)
     events.info("run_finished", folder=str(context.folder), **counts)
     run.write_record({**document, "events": [event.as_json() for event in events]})
+    history.append(options.results, entry)
 
 
 def _document(

@@ -22,7 +22,7 @@ RUN = Command(
     prepare=deferred(f"{_ROOM}.process:train_model"),
     process=deferred(f"{_ROOM}.process:denoise"),
     plan=deferred(f"{_ROOM}.process:plan"),
-    # report=deferred(f"{_ROOM}.report:write_report"),
+    report=deferred(f"{_ROOM}.report:write_report"),
     without_result=frozenset({"input"}),
 )
 
@@ -37,7 +37,7 @@ TRAIN = Command(
     find_items=deferred(f"{_ROOM}.items:find_training_set"),
     process=deferred(f"{_ROOM}.process:train"),
     plan=deferred(f"{_ROOM}.process:plan_training"),
-    # report=deferred(f"{_ROOM}.report:write_report"),
+    report=deferred(f"{_ROOM}.report:write_report"),
     without_result=frozenset({"input"}),
 )
 
@@ -53,7 +53,7 @@ PREDICT = Command(
     prepare=deferred(f"{_ROOM}.process:load_model"),
     process=deferred(f"{_ROOM}.process:denoise"),
     plan=deferred(f"{_ROOM}.process:plan"),
-    # report=deferred(f"{_ROOM}.report:write_report"),
+    report=deferred(f"{_ROOM}.report:write_report"),
     without_result=frozenset({"input"}),
 )
 

@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from safelight.core.errors import InputError, SafelightError, UsageError
+import numpy as np
+
+from safelight.core.errors import InputError, OutputError, SafelightError, UsageError
 from safelight.core.pipeline import Found, Item, Refusal
-from safelight.formats.microscopy import find_images, open_image
-from safelight.pipelines.denoise.options import ExportOptions, ImageOptions
+from safelight.formats.microscopy import check_output, find_images, open_image
+from safelight.pipelines.denoise.options import ExportOptions, ImageOptions, PredictionOptions
 
 MODEL = "model.safetensors"
 
@@ -22,6 +25,7 @@ class ImageItem:
     path: Path
     shape: tuple[int, ...]
     axes: str
+    dtype: np.dtype[Any]
 
     @property
     def channels(self) -> int:
@@ -53,11 +57,49 @@ def find_items(options: ImageOptions) -> Found:
         try:
             image = _look(path, options.axes)
             _check_channels(image, items)
-            items.append(Item(name, (path,), image))
+            item = Item(name, (path,), image)
+            if isinstance(options, PredictionOptions):
+                target = choose_target(item, options, options.run_folder())
+                check_output(target.path, image.shape, image.axes, target.dtype)
+            items.append(item)
         except SafelightError as error:
             refused.append(Refusal(path.name, error))
     _check_output(options, items)
     return Found(tuple(items), tuple(refused))
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a denoised image goes, and the type of its pixels."""
+
+    path: Path
+    dtype: np.dtype[Any]
+
+
+def choose_target(item: Item, options: PredictionOptions, folder: Path) -> Target:
+    """Return the file and the type of a denoised image: the input's format and float32 by default.
+
+    PNG, which holds no real numbers, gets the input's type.
+
+    Raises
+    ------
+    OutputError
+        The result would replace the input.
+    """
+    source: ImageItem = item.payload
+    suffix = _suffix(source.path) if options.format == "same" else f".{options.format}"
+    named = options.out_file if isinstance(options, ImageOptions) else None
+    path = named or folder / f"{item.name}{suffix}"
+    if path.resolve() == source.path.resolve():
+        raise OutputError("the result would replace the input", path=path, remedy="name another folder with --out")
+    keeps_type = options.dtype == "input" or path.suffix.lower() == ".png"
+    return Target(path, source.dtype if keeps_type else np.dtype(np.float32))
+
+
+def _suffix(path: Path) -> str:
+    """Return the suffix that says the format, both parts where there are two (``.ome.tif``)."""
+    parts = path.suffixes[-2:]
+    return "".join(parts) if len(parts) == 2 and parts[0].lower() == ".ome" else path.suffix
 
 
 def find_training_set(options: ImageOptions) -> Found:
@@ -96,7 +138,7 @@ def model_path(path: Path) -> Path:
 
 def _look(path: Path, axes: str | None) -> ImageItem:
     with open_image(path, axes) as image:
-        return ImageItem(path, image.shape, image.axes)
+        return ImageItem(path, image.shape, image.axes, image.dtype)
 
 
 def _check_channels(image: ImageItem, items: Sequence[Item]) -> None:

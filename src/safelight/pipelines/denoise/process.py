@@ -6,11 +6,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import numpy as np
 
-from safelight.core.errors import InputError
 from safelight.core.files import digest
 from safelight.core.pipeline import Context, Item, Prepared, Record
 from safelight.core.plan import Plan
@@ -18,7 +16,7 @@ from safelight.formats.microscopy import Conversion, ImageFile, create_image, op
 from safelight.pipelines.denoise.comparison import compare_with_clean, find_clean
 from safelight.pipelines.denoise.frames import Frames, Slices
 from safelight.pipelines.denoise.inspection import look_closer
-from safelight.pipelines.denoise.items import MODEL, ImageItem, model_path
+from safelight.pipelines.denoise.items import MODEL, ImageItem, Target, choose_target, model_path
 from safelight.pipelines.denoise.model import DenoiseModel
 from safelight.pipelines.denoise.options import (
     ExportOptions,
@@ -30,12 +28,12 @@ from safelight.pipelines.denoise.options import (
     TrainOptions,
 )
 from safelight.pipelines.denoise.prediction import choose_layout, predict
+from safelight.pipelines.denoise.report import LOSSES
 from safelight.pipelines.denoise.setup import Setup, choose_setup
 from safelight.pipelines.denoise.training import Epoch, Trained, Training, patch_shape
 
 BEST_MODEL = "model_best.safetensors"
 CHECKPOINT = "training.checkpoint"
-LOSSES = "losses.json"
 
 
 def train_model(items: Sequence[Item], options: RunOptions | TrainOptions, context: Context) -> Prepared:
@@ -72,7 +70,9 @@ def train(item: Item, options: TrainOptions, context: Context, prepared: None) -
 def denoise(item: Item, options: RunOptions | PredictOptions, context: Context, model: DenoiseModel) -> Record:
     """Denoise one image with a model, beside it what was measured and drawn."""
     source: ImageItem = item.payload
-    target = output_path(item, options, context.folder)
+    target = choose_target(item, options, context.folder)
+    if options.dtype == "float32" and target.dtype != np.float32:
+        context.events.info("png_keeps_type", name=item.name)
     clean = find_clean(source.path, options.clean) if options.clean else None
     with open_image(source.path, options.axes) as image:
         for notice in image.notices:
@@ -80,12 +80,12 @@ def denoise(item: Item, options: RunOptions | PredictOptions, context: Context, 
         dims = model.architecture.dims
         frames = Frames(image, dims)
         layout = _write_denoised(image, frames, model, target, options, context, item.name)
-        with open_image(target, image.axes) as denoised:
+        with open_image(target.path, image.axes) as denoised:
             metrics = (
                 compare_with_clean(image, denoised, clean, dims, options.data_range, context.events) if clean else {}
             )
-            details = look_closer(item.name, image, denoised, clean, dims, model, context)
-    return Record((target,), metrics, {"tiles": list(layout), **details})
+            details = look_closer(item.name, image, denoised, options, dims, context)
+    return Record((target.path,), metrics, {"tiles": list(layout), **details})
 
 
 def export(item: Item, options: ExportOptions, context: Context, prepared: None) -> Record:
@@ -122,25 +122,6 @@ def plan_training(item: Item, options: TrainOptions, context: Context) -> list[P
         setup = choose_setup(items, images, options, context.events)
         frames = [Frames(image, setup.architecture.dims) for image in images]
         return [setup.plan(patch_shape(frames, setup.architecture, setup.training.patch_size), context.executor)]
-
-
-def output_path(item: Item, options: ImageOptions, folder: Path) -> Path:
-    """Return where the denoised image goes: same format as the input by default."""
-    if options.out_file is not None:
-        return options.out_file
-    assert isinstance(options, PredictionOptions)
-    source: Path = item.payload.path
-    suffix = _suffix(source) if options.format == "same" else f".{options.format}"
-    target = folder / f"{item.name}{suffix}"
-    if target.resolve() == source.resolve():
-        raise InputError("the result would replace the input", path=source, remedy="name another folder with --out")
-    return target
-
-
-def _suffix(path: Path) -> str:
-    """Return the suffix that says the format, both parts where there are two (``.ome.tif``)."""
-    parts = path.suffixes[-2:]
-    return "".join(parts) if len(parts) == 2 and parts[0].lower() == ".ome" else path.suffix
 
 
 @contextmanager
@@ -193,16 +174,16 @@ def _write_denoised(
     image: ImageFile,
     frames: Frames,
     model: DenoiseModel,
-    target: Path,
+    target: Target,
     options: PredictionOptions,
     context: Context,
     name: str,
 ) -> tuple[int, ...]:
     """Write the denoised image and return the size of the tiles; pixels that are not finite stay as they are."""
-    dtype = np.dtype(np.float32) if options.dtype == "float32" else image.dtype
+    dtype = target.dtype
     may_have_gaps = image.dtype.kind == "f"
     altered, gaps = Conversion(dtype.name), 0
-    with create_image(target, image.shape, image.axes, dtype, image.metadata) as writer:
+    with create_image(target.path, image.shape, image.axes, dtype, image.metadata) as writer:
 
         def write(region: Slices, pixels: np.ndarray) -> None:
             nonlocal altered, gaps

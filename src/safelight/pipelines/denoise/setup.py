@@ -16,10 +16,11 @@ from safelight.core.kernel import ModuleKernel
 from safelight.core.pipeline import Item
 from safelight.core.plan import Plan
 from safelight.formats.microscopy import ImageFile
+from safelight.pipelines.denoise.diagnostics import Structure, format_structure
+from safelight.pipelines.denoise.inspection import suggest_structure
 from safelight.pipelines.denoise.masking import MaskingSettings, Replacement, line
 from safelight.pipelines.denoise.network import Architecture, UNet
 from safelight.pipelines.denoise.options import TrainingOptions
-from safelight.pipelines.denoise.structure import Structure, suggest_structure
 from safelight.pipelines.denoise.training import TrainingSettings
 
 PLANES_FOR_3D = 16
@@ -102,11 +103,11 @@ def _structure(images: Sequence[ImageFile], options: TrainingOptions, events: Ev
         return ()
     if options.structure == "auto":
         structure = suggest_structure(images[0])
-        shown = "/".join("".join(map(str, row)) for row in structure) or "none"
-        events.info("structure_chosen", structure=shown)
+        events.info("structure_chosen", structure=format_structure(structure) or "none")
         return structure
-    if options.structure in ("horizontal", "vertical", "cross"):
-        return line(options.structure_radius, options.structure)  # type: ignore[arg-type]
+    match options.structure:
+        case "horizontal" | "vertical" | "cross" as axis:
+            return line(options.structure_radius, axis)
     return tuple(tuple(map(int, row)) for row in options.structure.split("/"))
 
 
