@@ -113,7 +113,8 @@ def _check_series(
     compressed = series.keyframe.compression != 1
     held = sum(other.stat().st_size for other in others if other.is_file())
     claimed = math.prod(series.shape) * series.dtype.itemsize
-    limits.check_claim(path, claimed - round(held * (limits.expansion if compressed else 1)), compressed)
+    own = max(claimed - round(held * (limits.expansion if compressed else 1)), 0)
+    limits.check_claim(path, own, compressed)
     unmet = [name for flag, name in _DECLARED.items() if getattr(tif, flag)]
     if unmet and series.kind in ("generic", "uniform"):
         raise InputError(f"its {unmet[0]} header does not agree with its pages", path=path)

@@ -51,6 +51,8 @@ STRUCTURED_SHARE = 0.03
 STRUCTURED_ERRORS = 5.0
 """How many standard errors that share must be above 0; pure noise of any distribution passes 4 once in some 5,000."""
 STRUCTURE_RADIUS = 2
+NEGLIGIBLE = 1e-3
+"""Share of the mean residual variance below which a tile is passed over."""
 
 CHECKERBOARD_RATIO = 1.5
 """Power at the pixel scale over power just below it; 1 for white noise, below 1 for any smooth image."""
@@ -243,7 +245,9 @@ def find_structure(residual: Tensor, correlation: NoiseCorrelation | None = None
         shared = shared - _shared_by_noise(lags, correlation) * energy
         share = torch.where(energy > 0, shared / energy, 0.0)
         shares.append(share)
-        structured.append((share > STRUCTURED_SHARE) & (shared > STRUCTURED_ERRORS * variance.sqrt()))
+        # Where nothing was removed, nothing can be told: an empty background's rounding is not structure.
+        told = energy > NEGLIGIBLE * energy.mean()
+        structured.append(told & (share > STRUCTURED_SHARE) & (shared > STRUCTURED_ERRORS * variance.sqrt()))
     share, found = torch.stack(shares).amax(0), torch.stack(structured).any(0)
     middle: list[list[bool]] = found[len(found) // 2].tolist()
     return StructureTest(
