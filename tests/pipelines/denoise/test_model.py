@@ -37,7 +37,7 @@ def rewrite(path: Path, change_weights: object = None, **metadata: str) -> None:
     """Write a model file again with something changed."""
     with safe_open(path, "pt") as file:
         kept = dict(file.metadata())
-        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        weights = {name: file.get_tensor(name) for name in file.keys()}
     if callable(change_weights):
         change_weights(weights)
     save_file(weights, path, kept | metadata)

@@ -157,7 +157,7 @@ def test_a_checkpoint_of_other_settings_is_replaced_and_said(start: Start, tmp_p
     events = EventLog()
     executor = Executor(CPU, events, corrections=Corrections(tmp_path / "corrections"))
     again = start(executor=executor).run(checkpoint)
-    assert "checkpoint_replaced" in events.keys()  # noqa: SIM118
+    assert "checkpoint_replaced" in events.keys()
     assert torch.equal(again.last.weights["last.weight"], start().run().last.weights["last.weight"])
 
 
