@@ -147,10 +147,16 @@ class Prepared:
         Given to ``process``.
     digest : str
         Changes whenever the value does; finished items are then done again.
+    items : tuple of Item, optional
+        What to do instead of the items found, for instance groups of frames that only registration can tell.
+    refused : tuple of Refusal
+        Inputs that turned out to be unusable.
     """
 
     value: Any = None
     digest: str = ""
+    items: tuple[Item, ...] | None = None
+    refused: tuple[Refusal, ...] = ()
 
 
 def deferred(target: str) -> Callable[..., Any]:
@@ -186,6 +192,9 @@ class Command(Generic[OptionsT]):
         ``(item, options, context, prepared) -> Record``: one item from files to files.
     prepare : callable, optional
         ``(items, options, context) -> Prepared``: once, before the items, for instance training; resumable.
+    finish : callable, optional
+        ``(item, options, context, prepared) -> Record``: once, after the items, for instance assembling their results.
+        Its item bears the pipeline's name, its inputs are all outputs of the items, its payload their records by name.
     plan : callable, optional
         ``(item, options, context) -> sequence of Plan``: the memory plans of an item, without running it.
     summarise : callable
@@ -203,6 +212,7 @@ class Command(Generic[OptionsT]):
     find_items: Callable[[OptionsT], Found]
     process: Callable[[Item, OptionsT, Context, Any], Record]
     prepare: Callable[[Sequence[Item], OptionsT, Context], Prepared] | None = None
+    finish: Callable[[Item, OptionsT, Context, Any], Record] | None = None
     plan: Callable[[Item, OptionsT, Context], Sequence[Plan]] | None = None
     summarise: Callable[[Sequence[Record]], Mapping[str, float]] = mean_of_metrics
     report: Callable[[Path, Mapping[str, Any]], Path] | None = None

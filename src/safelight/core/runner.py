@@ -15,7 +15,7 @@ from safelight.core.errors import InputError, NothingToDoError, SafelightError
 from safelight.core.events import EventLog, Severity
 from safelight.core.execute import Executor
 from safelight.core.options import CommonOptions
-from safelight.core.pipeline import Command, Context, Found, Item, Pipeline, Prepared, Record
+from safelight.core.pipeline import Command, Context, Found, Item, Pipeline, Prepared, Record, Refusal
 from safelight.core.run import EVENTS, Run, versions
 
 Progress = Callable[..., None]
@@ -70,10 +70,8 @@ def run_command(
     started = time.monotonic()
     device = select(options, events)
     found = command.find_items(options)
-    for refusal in found.refused:
-        events.emit("item_refused", refusal.severity, name=refusal.name, error=str(refusal.error))
-    if not found.items:
-        raise NothingToDoError("nothing usable was found", expected="at least one input that can be read")
+    _say_refused(found.refused, events)
+    _demand_items(found.items)
     folder = command.folder(options)
     outcome = Outcome(folder, found, options.strict)
     context = Context(device, Executor.from_options(device, options, events), events, folder, progress)
@@ -85,8 +83,15 @@ def run_command(
         events.info("run_started", pipeline=pipeline.name, command=command.name, items=len(found.items))
         prepared = command.prepare(found.items, options, context) if command.prepare else Prepared()
         run.shared = prepared.digest
-        for item in found.items:
-            _do_item(command, item, options, context, prepared, run, outcome)
+        _say_refused(prepared.refused, events)
+        items = found.items if prepared.items is None else prepared.items
+        outcome.found = Found(items, found.refused + prepared.refused)
+        _demand_items(items)
+        for item in items:
+            _do_item(command.process, item, options, context, prepared, run, outcome)
+        if command.finish is not None and outcome.records:
+            last = _last_item(pipeline.name, outcome)
+            _do_item(command.finish, last, options, context, prepared, run, outcome)
         _conclude(pipeline, command, options, context, run, outcome, time.monotonic() - started)
     return outcome
 
@@ -98,8 +103,26 @@ def _say_plan(command: Command[Any], options: CommonOptions, context: Context, i
             context.events.info("plan", **plan.describe())
 
 
+def _say_refused(refused: Sequence[Refusal], events: EventLog) -> None:
+    for refusal in refused:
+        events.emit("item_refused", refusal.severity, name=refusal.name, error=str(refusal.error))
+
+
+def _demand_items(items: Sequence[Item]) -> None:
+    if not items:
+        raise NothingToDoError("nothing usable was found", expected="at least one input that can be read")
+
+
+def _last_item(name: str, outcome: Outcome) -> Item:
+    """Return the item of ``finish``: it is made from all that the items wrote."""
+    inputs = tuple(path for record in outcome.records.values() for path in record.outputs)
+    item = Item(name, inputs, dict(outcome.records))
+    Found((*outcome.found.items, item))  # refuses a second item of that name
+    return item
+
+
 def _do_item(
-    command: Command[Any],
+    process: Callable[[Item, Any, Context, Any], Record],
     item: Item,
     options: CommonOptions,
     context: Context,
@@ -115,7 +138,7 @@ def _do_item(
             context.events.info("item_skipped", name=item.name)
         else:
             context.events.debug("item_started", name=item.name)
-            record = command.process(item, options, context, prepared.value)
+            record = process(item, options, context, prepared.value)
             run.finish(item, record)
             outcome.seconds[item.name] = time.monotonic() - started
             context.events.info("item_finished", name=item.name, seconds=outcome.seconds[item.name])

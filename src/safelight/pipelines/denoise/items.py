@@ -13,7 +13,7 @@ import numpy as np
 from safelight.core.errors import InputError, OutputError, SafelightError, UsageError
 from safelight.core.pipeline import Found, Item, Refusal
 from safelight.formats.microscopy import check_output, find_images, open_image
-from safelight.pipelines.denoise.options import ExportOptions, ImageOptions, PredictionOptions
+from safelight.pipelines.denoise.options import ExportOptions, ImageOptions, PredictionOptions, TrainingOptions
 
 MODEL = "model.safetensors"
 
@@ -57,6 +57,8 @@ def find_items(options: ImageOptions) -> Found:
         try:
             image = _look(path, options.axes)
             _check_channels(image, items)
+            if isinstance(options, TrainingOptions):
+                _check_size(image, options)
             item = Item(name, (path,), image)
             if isinstance(options, PredictionOptions):
                 target = choose_target(item, options, options.run_folder())
@@ -148,6 +150,18 @@ def _check_channels(image: ImageItem, items: Sequence[Item]) -> None:
             path=image.path,
             expected=f"{items[0].payload.channels}, as the first image has",
             remedy="denoise images of different kinds in runs of their own",
+        )
+
+
+def _check_size(image: ImageItem, options: TrainingOptions) -> None:
+    """Leave out an image that is smaller than a patch, so that the others can be trained on."""
+    least = max(options.patch_size or 0, 2 * 2**options.depth)
+    if min(image.size("Y"), image.size("X")) < least:
+        raise InputError(
+            f"an image of {image.size('Y')}×{image.size('X')} pixels is smaller than a training patch",
+            path=image.path,
+            expected=f"at least {least} pixels along Y and X",
+            remedy="a smaller --patch-size or --depth, or denoise it with 'safelight denoise predict'",
         )
 
 

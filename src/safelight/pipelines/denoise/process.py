@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
+from safelight.core.errors import InputError
 from safelight.core.files import digest
 from safelight.core.pipeline import Context, Item, Prepared, Record
 from safelight.core.plan import Plan
@@ -131,11 +132,23 @@ def _opened(items: Sequence[Item], options: ImageOptions) -> Iterator[list[Image
 
 
 def _start_training(items: Sequence[Item], images: Sequence[ImageFile], setup: Setup, context: Context) -> Training:
-    frames = [Frames(image, setup.architecture.dims) for image in images]
-    identity = hashlib.sha256("".join(digest(path) for item in items for path in item.inputs).encode()).hexdigest()
-    training = Training(
-        frames, setup.architecture, setup.masking, setup.training, context.device, context.executor, identity
-    )
+    """Return the training on all images but damaged ones, which the denoising that follows will report."""
+    training = None
+    while training is None:
+        frames = [Frames(image, setup.architecture.dims) for image in images]
+        identity = hashlib.sha256("".join(digest(path) for item in items for path in item.inputs).encode()).hexdigest()
+        try:
+            training = Training(
+                frames, setup.architecture, setup.masking, setup.training, context.device, context.executor, identity
+            )
+        except InputError as error:
+            sound = [number for number, item in enumerate(items) if error.path not in item.inputs]
+            if len(items) == 1 and error.path is None:
+                error.path = items[0].inputs[0]
+            if not sound or len(sound) == len(items):
+                raise
+            context.events.error("left_out_of_training", error=str(error))
+            items, images = [items[number] for number in sound], [images[number] for number in sound]
     context.events.info(
         "training_started",
         images=len(images),

@@ -1,0 +1,136 @@
+"""What a microscopist types, with good and with bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from safelight.formats.microscopy import open_image
+
+
+def noisy(*shape: int, seed: int = 0) -> np.ndarray:
+    """Blurred blobs with Gaussian noise, uint16."""
+    generator = np.random.default_rng(seed)
+    y, x = np.indices(shape[-2:])
+    clean = 300 + 200 * np.sin(y / 7) * np.cos(x / 9)
+    return (clean + generator.normal(0, 40, shape)).clip(0, 65535).astype(np.uint16)
+
+
+def denoise(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SAFELIGHT_LANG": "en", "SAFELIGHT_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-m", "safelight", "denoise", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def test_run_then_predict_then_export(tmp_path: Path) -> None:
+    image, clean = noisy(2, 72, 60), noisy(2, 72, 60, seed=1)
+    tifffile.imwrite(tmp_path / "a.tif", image, imagej=True, metadata={"axes": "TYX", "spacing": 0.5, "unit": "um"})
+    tifffile.imwrite(tmp_path / "clean.tif", clean, imagej=True, metadata={"axes": "TYX"})
+    before = (tmp_path / "a.tif").read_bytes()
+
+    done = denoise(tmp_path, "run", "a.tif", "--steps", "20", "--features", "8", "--clean", "clean.tif", "--out", "o")
+    assert done.returncode == 0, done.stderr
+    with open_image(tmp_path / "o" / "a.tif") as result, open_image(tmp_path / "a.tif") as source:
+        assert (result.shape, result.axes, result.dtype) == ((2, 72, 60), "TYX", np.float32)
+        assert result.pixel_size == source.pixel_size
+        whole = result.read()
+    assert 100 < whole.mean() < 500, "the result is in the input's units"
+    assert whole.std() < image.std()
+    record = json.loads((tmp_path / "o" / "run.json").read_text())
+    assert record["items"][0]["metrics"]["gaussian_psnr"] > record["items"][0]["metrics"]["input_psnr"]
+    assert (tmp_path / "o" / "report.html").stat().st_size > 10_000
+
+    again = denoise(tmp_path, "predict", "a.tif", "--model", "o", "--out", "p", "--tile-size", "56", "--dtype", "input")
+    assert again.returncode == 0, again.stderr
+    with open_image(tmp_path / "p" / "a.tif") as tiled:
+        assert tiled.dtype == np.uint16
+        np.testing.assert_allclose(tiled.read(), whole, atol=0.51)
+
+    exported = denoise(tmp_path, "export", "o", "--out", "e", "--formats", "onnx")
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "e" / "model.onnx").exists()
+    assert (tmp_path / "a.tif").read_bytes() == before
+
+
+def test_a_second_run_does_nothing_again(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", noisy(64, 64))
+    first = denoise(tmp_path, "run", "a.tif", "--steps", "3", "--out", "o")
+    result = (tmp_path / "o" / "a.tif").read_bytes()
+    second = denoise(tmp_path, "run", "a.tif", "--steps", "3", "--out", "o")
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert "Already done: a" in second.stderr
+    assert (tmp_path / "o" / "a.tif").read_bytes() == result
+
+
+def test_a_folder_with_bad_files_gets_the_good_ones_done(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    tifffile.imwrite(folder / "good.tif", noisy(64, 64))
+    tifffile.imwrite(folder / "other.tif", noisy(50, 70))
+    tifffile.imwrite(folder / "tiny.tif", noisy(5, 5))
+    np.save(folder / "which.npy", noisy(3, 64, 64))
+    (folder / "notes.txt").write_text("hello")
+    (folder / "junk.tif").write_bytes(b"II*\0junk")
+    tifffile.imwrite(folder / "damaged.tif", noisy(64, 64), compression="zlib")
+    whole = bytearray((folder / "damaged.tif").read_bytes())
+    whole[300:340] = bytes(40)
+    (folder / "damaged.tif").write_bytes(whole)
+    done = denoise(tmp_path, "run", "in", "--steps", "3", "--out", "o")
+    assert done.returncode == 1
+    for name in ("tiny.tif", "which.npy", "notes.txt", "junk.tif", "damaged.tif"):
+        assert name in done.stderr
+    assert {path.name for path in (tmp_path / "o").glob("*.tif")} == {"good.tif", "other.tif"}
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "expected"),
+    [
+        (None, ["run", "missing.tif"], "missing.tif: does not exist"),
+        (lambda: np.full((64, 64), 7, np.uint16), ["run", "a.tif"], "the images are constant"),
+        (lambda: np.full((64, 64), np.nan, np.float32), ["run", "a.tif"], "the images are constant"),
+        (lambda: noisy(64, 64), ["run", "a.tif", "--axes", "QX"], "--axes QX"),
+        (lambda: noisy(64, 64), ["run", "a.tif", "--axes", "TZ"], "lack Y or X"),
+        (lambda: noisy(64, 64), ["run", "a.tif", "--patch-size", "128"], "smaller than a training patch"),
+        (lambda: noisy(64, 64), ["run", "a.tif", "--out", "a.tif/below"], "a part of the path is a file"),
+        (lambda: noisy(64, 64), ["run", "a.tif", "--out", "a.tif"], "the result would replace the input"),
+        (lambda: noisy(64, 64), ["predict", "a.tif", "--model", "nowhere"], "nowhere: there is no trained model"),
+        (lambda: noisy(64, 64), ["predict", "a.tif", "--model", "a.tif"], "no usable denoising model"),
+        (lambda: noisy(64, 64), ["run", "a.tif", "--device", "tpu"], "--device tpu"),
+        (lambda: noisy(64, 64), ["run", "a.tif", "--time-budget", "soon"], "not a duration"),
+    ],
+)
+def test_bad_input_gets_one_clear_error(tmp_path: Path, make: object, arguments: list[str], expected: str) -> None:
+    if callable(make):
+        tifffile.imwrite(tmp_path / "a.tif", make())
+    done = denoise(tmp_path, *arguments, "--quiet")
+    assert done.returncode != 0
+    assert expected in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("safelight:")]) == 1
+
+
+def test_missing_pixels_stay_missing(tmp_path: Path) -> None:
+    image = noisy(64, 64).astype(np.float32)
+    image[10, 20] = np.nan
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    done = denoise(tmp_path, "run", "a.tif", "--steps", "3", "--out", "o")
+    assert done.returncode == 0, done.stderr
+    with open_image(tmp_path / "o" / "a.tif") as result:
+        assert np.argwhere(np.isnan(result.read())).tolist() == [[10, 20]]
+
+
+def test_a_plan_is_printed_and_nothing_is_written(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", noisy(64, 64))
+    done = denoise(tmp_path, "run", "a.tif", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "training step" in done.stderr
+    assert "unet2d" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"a.tif", "cache"}
