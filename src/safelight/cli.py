@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
@@ -28,9 +30,19 @@ Start with: safelight demo, or: safelight COMMAND --help
 """
 
 
+READER_GONE = 141
+"""The exit status that shells give to a program whose output nobody reads any more: 128 + SIGPIPE."""
+
+
 def main() -> None:
     """Run the command line of this process and exit with its status."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        status = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in: safelight history | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
+        status = READER_GONE
+    sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -48,8 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     except SafelightError as error:
         return _fail(str(error), error.exit_status)
     except KeyboardInterrupt:
-        cancelled = CancelledError("stopped", remedy="run the same command again; what was finished is kept")
-        return _fail(str(cancelled), cancelled.exit_status)
+        return _fail("stopped.", CancelledError.exit_status)
     return int(status or 0)
 
 
@@ -65,7 +76,9 @@ def registered() -> dict[str, EntryPoint]:
 
 
 def _app(arguments: Sequence[str]) -> App:
-    app = App(name="safelight", help=HELP, version=__version__, help_format="plaintext")
+    app = App(
+        name="safelight", help=HELP, version=__version__, help_format="plaintext", suppress_keyboard_interrupt=False
+    )
     pipelines = registered()
     first = next((argument for argument in arguments if not argument.startswith("-")), None)
     wanted = [first] if first in pipelines else sorted(pipelines)
@@ -145,14 +158,28 @@ def _sentence(problem: Any) -> str:
 def _run_command(pipeline: Pipeline, command: Command[Any], options: CommonOptions) -> int:
     from safelight.console import Console
     from safelight.core.events import EventLog
+    from safelight.core.handover import Handover
     from safelight.core.runner import run_command
 
     console, events = Console(options), EventLog()
     events.subscribe(console.show)
     try:
-        return run_command(pipeline, command, options, events, console.progress).exit_status
+        outcome = run_command(pipeline, command, options, events, console.progress, Handover.take())
     finally:
         console.close()
+    return outcome.exit_status if outcome.handover is None else _go_on(outcome.handover)
+
+
+def _go_on(handover: Path) -> int:
+    """Start this process's command line again: to this process the device is lost, and its memory on it as well."""
+    from safelight.core.handover import VARIABLE
+
+    command = [sys.executable, *sys.orig_argv[1:]]
+    environment = {**os.environ, VARIABLE: str(handover.resolve())}
+    sys.stdout.flush()
+    if os.name != "nt":  # where exec gives the prompt back at once
+        os.execve(sys.executable, command, environment)
+    return subprocess.call(command, env=environment)
 
 
 def demo(pipeline: str = "denoise", *, out: Path = Path("demo")) -> int:

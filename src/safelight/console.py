@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, TextIO
@@ -12,6 +13,7 @@ from safelight.core.messages import choose_language, translate
 from safelight.core.options import CommonOptions
 
 if TYPE_CHECKING:
+    from rich.console import Console as Terminal
     from rich.progress import Progress, TaskID
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -31,23 +33,21 @@ class Console:
     """
 
     def __init__(self, options: CommonOptions, stream: TextIO | None = None) -> None:
-        from rich.console import Console as Terminal
-
         self._language = choose_language(options.lang)
         self._json = options.json_events
         self._quiet = options.quiet
         self._least = Severity.DEBUG if options.verbose else Severity.WARNING if options.quiet else Severity.INFO
-        self._terminal = Terminal(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self._terminal = _terminal(stream or sys.stderr)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._task_key = ""
         self._started = self._last_line = time.monotonic()
+        self._first_share = 0.0
 
     def show(self, event: Event) -> None:
         """Show one event; subscribe this to an EventLog."""
         if self._json:
-            sys.stdout.write(json.dumps(event.as_json()) + "\n")
-            sys.stdout.flush()
+            self._write_line(json.dumps(event.as_json()))
         elif _RANK[event.severity] >= _RANK[self._least]:
             self._terminal.print(translate(event, self._language), style=_STYLES[event.severity], markup=False)
 
@@ -68,6 +68,16 @@ class Console:
             self._move_bar(done, total, key, sentence)
         else:
             self._print_line(done, total, key, sentence)
+
+    def _write_line(self, line: str) -> None:
+        """Write a line to standard output. A reader that goes away stops no run."""
+        try:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # from now on
+            self._json, self._least = False, Severity.WARNING
+            self.show(Event("output_closed", Severity.WARNING, {"reason": error.strerror or str(error)}))
 
     def close(self) -> None:
         """Remove the progress bar."""
@@ -97,13 +107,26 @@ class Console:
             self.close()
 
     def _print_line(self, done: float, total: float, key: str, sentence: str) -> None:
-        now = time.monotonic()
+        now, share = time.monotonic(), done / total if total else 1.0
         if key != self._task_key:
             self._task_key, self._started, self._last_line = key, now, now
+            self._first_share = share
         if done < total and now - self._last_line < SECONDS_BETWEEN_LINES:
             return
         self._last_line = now
-        share = done / total if total else 1.0
-        left = (now - self._started) * (1 - share) / share if share else 0.0
+        done_here = share - self._first_share  # a resumed job begins in the middle
+        left = (now - self._started) * (1 - share) / done_here if done_here else 0.0
         line = Event("progress_line", data={"what": sentence, "percent": round(100 * share), "seconds": round(left)})
         self._terminal.print(translate(line, self._language), markup=False)
+
+
+def _terminal(stream: TextIO) -> Terminal:
+    """Return a terminal that falls silent when nobody reads it any more; rich's own ends the process."""
+    from rich.console import Console as Terminal
+
+    class Patient(Terminal):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+    return Patient(file=stream, highlight=False, soft_wrap=True)

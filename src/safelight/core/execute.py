@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from safelight.core.device import Device
-from safelight.core.errors import DeviceError, OutOfMemoryError
+from safelight.core.errors import OutOfMemoryError
 from safelight.core.events import EventLog, Value
 from safelight.core.kernel import MapKernel
-from safelight.core.memory import Budget, Ledger, VirtualDevice, device_budget, host_budget, is_out_of_memory, is_sticky
+from safelight.core.memory import Budget, Ledger, VirtualDevice, device_budget, host_budget, is_out_of_memory
 from safelight.core.options import CommonOptions
 from safelight.core.plan import Chunk, Corrections, Plan, make_plan
 from safelight.core.stream import AccumulatingSink, Sink, Source, read_ahead
@@ -165,8 +165,8 @@ class Executor:
         ------
         OutOfMemoryError
             Not even the smallest chunk fits; says what would have.
-        DeviceError
-            The device is lost.
+        RuntimeError
+            Any other failure of the kernel, a lost device (``is_sticky``) included.
         """
         stage: _Stage | None = self._first_stage()
         start = 0
@@ -373,11 +373,6 @@ class Executor:
         message = str(error).split("\n", 1)[0] or type(error).__name__
         if is_out_of_memory(error):
             return message
-        if is_sticky(error):
-            self.events.error("device_lost", device=stage.name, reason=message)
-            raise DeviceError(
-                f"the device {stage.name} is lost: {message}", remedy="run the same command again; what is done is kept"
-            ) from None
         raise error
 
     def _backward(

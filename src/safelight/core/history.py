@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from safelight.core.errors import OutputError
 from safelight.core.events import as_value
 from safelight.core.files import atomic_write, output_error, remove_leftovers_of
-from safelight.core.lines import append_line, locked, read_lines
+from safelight.core.lines import append_line, locked, open_lines, read_lines
 
 TRUTH = "history.jsonl"
 ALL_RUNS = "results_history.json"
@@ -23,6 +25,25 @@ SECONDS_FOR_OTHERS = 120.0
 """How long other runs may take to write their lines; each needs some milliseconds."""
 
 Entry = Mapping[str, Any]
+
+
+def check(results: Path) -> None:
+    """See to it before a long job that its history can be written after it.
+
+    Raises
+    ------
+    OutputError
+        The folder cannot be made or written.
+    """
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        with locked(results / LOCK, SECONDS_FOR_OTHERS):
+            os.close(open_lines(results / TRUTH))
+    except OSError as error:
+        problem = output_error(results, error).problem
+        raise OutputError(
+            f"the history of the runs {problem}", path=results, remedy="name another folder with --results"
+        ) from error
 
 
 def append(results: Path, entry: Entry) -> Path:

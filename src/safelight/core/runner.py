@@ -11,14 +11,21 @@ from typing import Any
 
 from safelight.core import history
 from safelight.core.device import select
-from safelight.core.errors import InputError, NothingToDoError, SafelightError
+from safelight.core.errors import CancelledError, DeviceError, InputError, NothingToDoError, SafelightError
 from safelight.core.events import EventLog, Severity
 from safelight.core.execute import Executor
+from safelight.core.handover import Handover
+from safelight.core.memory import is_sticky
 from safelight.core.options import CommonOptions
 from safelight.core.pipeline import Command, Context, Found, Item, Pipeline, Prepared, Record, Refusal
 from safelight.core.run import EVENTS, Run, versions
 
 Progress = Callable[..., None]
+
+LOSSES_PER_ITEM = 2
+"""How often the device may be lost at an item; then the item has failed."""
+PREPARATION = "(preparation)"
+"""Stands for ``prepare`` among the names of items at which the device was lost."""
 
 
 @dataclass
@@ -36,9 +43,11 @@ class Outcome:
     records : dict
         The record of every finished item by name, those of an earlier run included.
     seconds : dict
-        How long each item took that was done now.
+        How long each item took that this run has done.
     failed : dict
         The error of every failed item by name.
+    handover : Path, optional
+        The device is lost to this process: what a fresh one needs to go on with the run.
     """
 
     folder: Path
@@ -47,52 +56,68 @@ class Outcome:
     records: dict[str, Record] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     failed: dict[str, SafelightError] = field(default_factory=dict)
+    handover: Path | None = None
 
     @property
     def exit_status(self) -> int:
-        """Zero when nothing failed and nothing was left out that should not be."""
+        """Zero when all is done, nothing failed and nothing was left out that should not be."""
         left_out = [r for r in self.found.refused if self.strict or r.severity is Severity.ERROR]
-        return int(bool(self.failed or left_out))
+        return int(bool(self.handover or self.failed or left_out))
 
 
 def run_command(
-    pipeline: Pipeline, command: Command[Any], options: CommonOptions, events: EventLog, progress: Progress
+    pipeline: Pipeline,
+    command: Command[Any],
+    options: CommonOptions,
+    events: EventLog,
+    progress: Progress,
+    before: Handover | None = None,
 ) -> Outcome:
     """Run one command over everything that its options name.
+
+    Parameters
+    ----------
+    pipeline, command, options
+        What to run.
+    events : EventLog
+        Where to say what happens.
+    progress : callable
+        ``progress(done, total, key, data)`` shows how far a long job is.
+    before : Handover, optional
+        From the process that began this run and lost its device.
+
+    Returns
+    -------
+    Outcome
+        With a ``handover`` when the device is lost: the run is not over, a fresh process must go on with it.
 
     Raises
     ------
     NothingToDoError
         Nothing usable was found.
+    CancelledError
+        The user stopped it; says what is kept.
     SafelightError
         The run as a whole cannot go on: no output folder, no device, training failed.
     """
     started = time.monotonic()
+    before = before or Handover()
+    if before.lost:
+        options = options.model_copy(update={"fresh": False})
     device = select(options, events)
     found = command.find_items(options)
     _say_refused(found.refused, events)
     _demand_items(found.items)
     folder = command.folder(options)
-    outcome = Outcome(folder, found, options.strict)
+    outcome = Outcome(folder, found, options.strict, seconds=dict(before.item_seconds))
     context = Context(device, Executor.from_options(device, options, events), events, folder, progress)
     if options.dry_run:
         _say_plan(command, options, context, found.items)
         return outcome
+    history.check(options.results)
     run = Run(folder, f"{pipeline.name} {command.name}", command.options_of_result(options))
     with run.open(options.fresh), events.recorded(folder / EVENTS):
-        events.info("run_started", pipeline=pipeline.name, command=command.name, items=len(found.items))
-        prepared = command.prepare(found.items, options, context) if command.prepare else Prepared()
-        run.shared = prepared.digest
-        _say_refused(prepared.refused, events)
-        items = found.items if prepared.items is None else prepared.items
-        outcome.found = Found(items, found.refused + prepared.refused)
-        _demand_items(items)
-        for item in items:
-            _do_item(command.process, item, options, context, prepared, run, outcome)
-        if command.finish is not None and outcome.records:
-            last = _last_item(pipeline.name, outcome)
-            _do_item(command.finish, last, options, context, prepared, run, outcome)
-        _conclude(pipeline, command, options, context, run, outcome, time.monotonic() - started)
+        _Job(pipeline, command, options, context, run, outcome, before, started).do()
     return outcome
 
 
@@ -113,119 +138,183 @@ def _demand_items(items: Sequence[Item]) -> None:
         raise NothingToDoError("nothing usable was found", expected="at least one input that can be read")
 
 
-def _last_item(name: str, outcome: Outcome) -> Item:
-    """Return the item of ``finish``: it is made from all that the items wrote."""
-    inputs = tuple(path for record in outcome.records.values() for path in record.outputs)
-    item = Item(name, inputs, dict(outcome.records))
-    Found((*outcome.found.items, item))  # refuses a second item of that name
-    return item
+@dataclass
+class _Job:
+    """One run while its folder is held."""
 
+    pipeline: Pipeline
+    command: Command[Any]
+    options: CommonOptions
+    context: Context
+    run: Run
+    outcome: Outcome
+    before: Handover
+    started: float
+    at: str = PREPARATION
 
-def _do_item(
-    process: Callable[[Item, Any, Context, Any], Record],
-    item: Item,
-    options: CommonOptions,
-    context: Context,
-    prepared: Prepared,
-    run: Run,
-    outcome: Outcome,
-) -> None:
-    """Do one item unless it is done; a failure is recorded and does not stop the others."""
-    started = time.monotonic()
-    try:
-        record = run.finished(item)
-        if record is not None:
-            context.events.info("item_skipped", name=item.name)
+    @property
+    def events(self) -> EventLog:
+        return self.context.events
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, in the processes before this one too."""
+        return self.before.seconds + time.monotonic() - self.started
+
+    def do(self) -> None:
+        """Do everything that is not done, or as much as the device and the user allow."""
+        try:
+            self._do_all()
+        except KeyboardInterrupt:
+            raise self._cancelled() from None
+        except RuntimeError as error:
+            if not is_sticky(error):
+                raise
+            self._hand_over(str(error).split("\n", 1)[0])
+
+    def _do_all(self) -> None:
+        found = self.outcome.found
+        if self.before.lost:
+            self.events.info("run_continued", pipeline=self.pipeline.name, command=self.command.name)
         else:
-            context.events.debug("item_started", name=item.name)
-            record = process(item, options, context, prepared.value)
-            run.finish(item, record)
-            outcome.seconds[item.name] = time.monotonic() - started
-            context.events.info("item_finished", name=item.name, seconds=outcome.seconds[item.name])
-        outcome.records[item.name] = record
-    except SafelightError as error:
-        _fail(item, error, context, outcome)
-    except OSError as error:
-        _fail(item, InputError(error.strerror or str(error), path=error.filename), context, outcome)
+            self.events.info(
+                "run_started", pipeline=self.pipeline.name, command=self.command.name, items=len(found.items)
+            )
+        prepared = self._prepare(found.items)
+        items = found.items if prepared.items is None else prepared.items
+        self.outcome.found = Found(items, found.refused + prepared.refused)
+        _demand_items(items)
+        for item in items:
+            self._do_item(self.command.process, item, prepared)
+        if self.command.finish is not None and self.outcome.records:
+            self._do_item(self.command.finish, self._last_item(), prepared)
+        self._conclude()
 
+    def _prepare(self, items: Sequence[Item]) -> Prepared:
+        self._demand_device()
+        prepared = self.command.prepare(items, self.options, self.context) if self.command.prepare else Prepared()
+        self.run.shared = prepared.digest
+        _say_refused(prepared.refused, self.events)
+        return prepared
 
-def _fail(item: Item, error: SafelightError, context: Context, outcome: Outcome) -> None:
-    outcome.failed[item.name] = error
-    context.events.error("item_failed", name=item.name, error=str(error))
+    def _do_item(self, process: Callable[[Item, Any, Context, Any], Record], item: Item, prepared: Prepared) -> None:
+        """Do one item unless it is done; a failure is recorded and does not stop the others."""
+        started, self.at = time.monotonic(), item.name
+        try:
+            record = self.run.finished(item)
+            if record is None:
+                self._demand_device()
+                self.events.debug("item_started", name=item.name)
+                record = process(item, self.options, self.context, prepared.value)
+                self.run.finish(item, record)
+                self.outcome.seconds[item.name] = time.monotonic() - started
+                self.events.info("item_finished", name=item.name, seconds=self.outcome.seconds[item.name])
+            elif item.name not in self.outcome.seconds:
+                self.events.info("item_skipped", name=item.name)
+            self.outcome.records[item.name] = record
+        except SafelightError as error:
+            self._fail(item, error)
+        except OSError as error:
+            self._fail(item, InputError(error.strerror or str(error), path=error.filename))
 
+    def _demand_device(self) -> None:
+        if self.before.lost.count(self.at) >= LOSSES_PER_ITEM:
+            raise DeviceError(
+                f"the device was lost {LOSSES_PER_ITEM} times at {self.at}, in fresh processes",
+                remedy="--device cpu, and safelight doctor",
+            )
 
-def _conclude(
-    pipeline: Pipeline,
-    command: Command[Any],
-    options: CommonOptions,
-    context: Context,
-    run: Run,
-    outcome: Outcome,
-    seconds: float,
-) -> None:
-    """Write the record, the report and the history, and say how it went."""
-    events = context.events
-    averages = dict(command.summarise(tuple(outcome.records.values())))
-    skipped = len(outcome.records) - len(outcome.seconds)
-    counts = {
-        "done": len(outcome.seconds),
-        "skipped": skipped,
-        "failed": len(outcome.failed),
-        "refused": len(outcome.found.refused),
-    }
-    document = _document(pipeline, command, options, context, run, outcome, averages, seconds)
-    if command.report is not None:
-        report = command.report(context.folder, document)
-        events.info("report_written", path=str(report))
-    entry = {
-        "timestamp": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "model_name": options.model_name or pipeline.name,
-        "pipeline": pipeline.name,
-        "command": command.name,
-        "folder": str(context.folder.resolve()),
-        "averages": averages,
-        "num_items": len(outcome.found.items),
-        **{f"num_{name}": count for name, count in counts.items()},
-        "seconds": round(seconds, 3),
-        "device": str(context.device.torch_device),
-        "notes": options.notes,
-    }
-    events.info("run_finished", folder=str(context.folder), **counts)
-    run.write_record({**document, "events": [event.as_json() for event in events]})
-    history.append(options.results, entry)
+    def _fail(self, item: Item, error: SafelightError) -> None:
+        self.outcome.failed[item.name] = error
+        self.events.error("item_failed", name=item.name, error=str(error))
 
+    def _last_item(self) -> Item:
+        """Return the item of ``finish``: it is made from all that the items wrote."""
+        records = self.outcome.records
+        item = Item(
+            self.pipeline.name, tuple(path for record in records.values() for path in record.outputs), dict(records)
+        )
+        Found((*self.outcome.found.items, item))  # refuses a second item of that name
+        return item
 
-def _document(
-    pipeline: Pipeline,
-    command: Command[Any],
-    options: CommonOptions,
-    context: Context,
-    run: Run,
-    outcome: Outcome,
-    averages: Mapping[str, float],
-    seconds: float,
-) -> dict[str, Any]:
-    """Return the run's record: everything needed to know what was done, with what, and how it went."""
-    return {
-        "pipeline": pipeline.name,
-        "command": command.name,
-        "options": options.model_dump(mode="json"),
-        "versions": versions(),
-        "device": context.device.active(),
-        "seconds": seconds,
-        "memory": context.executor.memory_record(),
-        "averages": averages,
-        "items": [
-            {
-                "name": name,
-                "seconds": outcome.seconds.get(name),
-                "metrics": dict(record.metrics),
-                "details": dict(record.details),
-                "outputs": run.describe_outputs(record),
-            }
-            for name, record in outcome.records.items()
-        ],
-        "failed": [{"name": name, "error": str(error)} for name, error in outcome.failed.items()],
-        "refused": [{"name": r.name, "error": str(r.error)} for r in outcome.found.refused],
-        "events": [event.as_json() for event in context.events],
-    }
+    def _hand_over(self, reason: str) -> None:
+        """Write down what a fresh process needs to go on: to this one the device is lost."""
+        device = str(self.context.device.torch_device)
+        self.events.warning("device_lost", device=device, name=self.at, reason=reason)
+        handover = Handover(
+            lost=(*self.before.lost, self.at),
+            seconds=self.seconds,
+            item_seconds=self.outcome.seconds,
+            events=self._events_as_json(),
+        )
+        self.outcome.handover = handover.write(self.context.folder)
+
+    def _cancelled(self) -> CancelledError:
+        done, items = len(self.outcome.records), len(self.outcome.found.items)
+        fresh = " without --fresh" if self.options.fresh else ""
+        return CancelledError(
+            f"stopped: {done} of {items} item(s) done, kept in {self.context.folder} with all that was begun",
+            remedy=f"the same command{fresh}, it goes on from there",
+        )
+
+    def _events_as_json(self) -> tuple[dict[str, Any], ...]:
+        return (*self.before.events, *(event.as_json() for event in self.events))
+
+    def _conclude(self) -> None:
+        """Write the record, the report and the history, and say how it went."""
+        outcome, context = self.outcome, self.context
+        averages = dict(self.command.summarise(tuple(outcome.records.values())))
+        done = len(outcome.records.keys() & outcome.seconds.keys())
+        counts = {
+            "done": done,
+            "skipped": len(outcome.records) - done,
+            "failed": len(outcome.failed),
+            "refused": len(outcome.found.refused),
+        }
+        document = self._document(averages)
+        if self.command.report is not None:
+            report = self.command.report(context.folder, document)
+            self.events.info("report_written", path=str(report))
+        entry = {
+            "timestamp": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "model_name": self.options.model_name or self.pipeline.name,
+            "pipeline": self.pipeline.name,
+            "command": self.command.name,
+            "folder": str(context.folder.resolve()),
+            "averages": averages,
+            "num_items": len(outcome.found.items),
+            **{f"num_{name}": count for name, count in counts.items()},
+            "seconds": round(self.seconds, 3),
+            "device": str(context.device.torch_device),
+            "notes": self.options.notes,
+        }
+        self.events.info("run_finished", folder=str(context.folder), **counts)
+        self.run.write_record({**document, "events": self._events_as_json()})
+        history.append(self.options.results, entry)
+
+    def _document(self, averages: Mapping[str, float]) -> dict[str, Any]:
+        """Return the run's record: everything needed to know what was done, with what, and how it went."""
+        outcome, context = self.outcome, self.context
+        return {
+            "pipeline": self.pipeline.name,
+            "command": self.command.name,
+            "options": self.options.model_dump(mode="json"),
+            "versions": versions(),
+            "device": context.device.active(),
+            "seconds": self.seconds,
+            "memory": context.executor.memory_record(),
+            "averages": averages,
+            "items": [
+                {
+                    "name": name,
+                    "seconds": outcome.seconds.get(name),
+                    "metrics": dict(record.metrics),
+                    "details": dict(record.details),
+                    "outputs": self.run.describe_outputs(record),
+                }
+                for name, record in outcome.records.items()
+            ],
+            "failed": [{"name": name, "error": str(error)} for name, error in outcome.failed.items()],
+            "refused": [{"name": r.name, "error": str(r.error)} for r in outcome.found.refused],
+            "events": self._events_as_json(),
+        }
