@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -18,7 +18,12 @@ from safelight.core.options import CommonOptions, CompileMode
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
-_ORDER = ("cuda", "mps", "xpu", "cpu")
+RESERVE = (700 if sys.platform == "win32" else 400) << 20
+"""Bytes of a device that are left to the driver, to libraries and to the screen."""
+
+_KINDS = ("cuda", "mps", "xpu", "cpu")
+_AMPERE = (8, 0)
+_CUFFT_PLANS = 8
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,7 @@ class Device:
     ----------
     torch_device : torch.device
     amp : bool
-        Mixed precision in ``autocast``.
-    amp_dtype : torch.dtype
+        Mixed precision in ``autocast``: bfloat16, whose range is float32's, so that no gradient has to be scaled.
     tf32 : bool
     compiles : bool
         Whether ``compile`` compiles.
@@ -59,7 +63,6 @@ class Device:
 
     torch_device: torch.device
     amp: bool = False
-    amp_dtype: torch.dtype = torch.bfloat16
     tf32: bool = False
     compiles: bool = False
     compile_mode: CompileMode = "default"
@@ -78,18 +81,7 @@ class Device:
         """Return a context in which networks compute in mixed precision, if that is asked for."""
         if not self.amp:
             return nullcontext()
-        return torch.autocast(self.kind, dtype=self.amp_dtype)
-
-    @contextmanager
-    def precise(self) -> Iterator[None]:
-        """Compute in full float32 in this block: no mixed precision, no TF32. For metrics and geometry."""
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            with torch.autocast(self.kind, enabled=False):
-                yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+        return torch.autocast(self.kind, dtype=torch.bfloat16)
 
     def synchronize(self) -> None:
         """Wait until everything given to the device is done. On the CPU it always is."""
@@ -122,7 +114,7 @@ class Device:
         return {
             "device": str(self.torch_device),
             "hardware": hardware_name(self.torch_device),
-            "amp": str(self.amp_dtype).removeprefix("torch.") if amp else "off",
+            "amp": "bfloat16" if amp else "off",
             "tf32": self.kind == "cuda" and torch.get_float32_matmul_precision() != "highest",
             "compile": f"{self.compile_mode} ({compiled_graphs()} graphs)" if compiled_graphs() else "off",
             "threads": torch.get_num_threads(),
@@ -193,18 +185,41 @@ def select(options: CommonOptions, events: EventLog) -> Device:
         The device is not there and ``cpu_fallback`` is off.
     """
     torch_device = _choose(options, events)
-    kind = torch_device.type
-    tf32 = options.tf32 and kind == "cuda"
-    amp = options.amp and (kind != "cuda" or torch.cuda.get_device_capability(torch_device) >= (7, 0))
-    half = torch.float16 if kind == "mps" or (kind == "cuda" and not torch.cuda.is_bf16_supported()) else torch.bfloat16
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    if kind == "cuda":
-        torch.backends.cudnn.allow_tf32 = tf32
-        torch.backends.cuda.cufft_plan_cache[torch_device].max_size = 8  # plans are never freed otherwise
+    tf32 = options.tf32 and _has_tf32(torch_device)
+    amp = options.amp and _has_bfloat16(torch_device)
+    _set_tf32(tf32)
+    if torch_device.type == "cuda":
+        _prepare_cuda(torch_device)
     for name, wanted, given in (("tf32", options.tf32, tf32), ("amp", options.amp, amp)):
         if wanted and not given:
             events.warning("precision_unavailable", setting=name, device=str(torch_device))
-    return Device(torch_device, amp, half, tf32, options.compile, options.compile_mode)
+    return Device(torch_device, amp, tf32, options.compile, options.compile_mode)
+
+
+def _has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= _AMPERE
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Return whether the device computes in bfloat16 by itself, rather than emulates it slowly."""
+    if device.type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= _AMPERE
+    return device.type != "mps" or torch.backends.mps.is_macos_or_newer(14, 0)
+
+
+def _set_tf32(allowed: bool) -> None:
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _prepare_cuda(device: torch.device) -> None:
+    """Bound what the driver would otherwise take without limit."""
+    torch.backends.cuda.cufft_plan_cache[device].max_size = _CUFFT_PLANS  # plans are never freed otherwise
+    if sys.platform == "win32":
+        # Windows' driver does not run out of memory: it goes on in the host's, many times slower.
+        free, total = memory_of(device)
+        if free is not None and total:
+            torch.cuda.set_per_process_memory_fraction(max(free - RESERVE, 0) / total, device)
 
 
 def _choose(options: CommonOptions, events: EventLog) -> torch.device:
@@ -217,12 +232,15 @@ def _choose(options: CommonOptions, events: EventLog) -> torch.device:
         if not name:
             name = _fallback(wanted, known, options, events)
     info = known[name]
-    events.info("gpu_info_summary", device=name, hardware=info.hardware, free_bytes=info.free_bytes or 0)
+    if info.free_bytes is None:
+        events.warning("free_memory_unknown", device=name, hardware=info.hardware)
+    else:
+        events.info("gpu_info_summary", device=name, hardware=info.hardware, free_bytes=info.free_bytes)
     return torch.device(name)
 
 
 def _fallback(wanted: str, known: dict[str, DeviceInfo], options: CommonOptions, events: EventLog) -> str:
-    if wanted.split(":")[0] not in _ORDER:
+    if wanted.split(":")[0] not in _KINDS:
         raise UsageError(
             f"--device {options.device}: there is no such kind of device",
             expected="auto, cpu, cuda, cuda:1, mps or xpu",

@@ -7,8 +7,7 @@ out-of-memory. A retry always happens outside the ``except`` block: an exception
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,10 +17,14 @@ from safelight.core.device import Device
 from safelight.core.errors import OutOfMemoryError
 from safelight.core.events import EventLog, Value
 from safelight.core.kernel import MapKernel
-from safelight.core.memory import Budget, Ledger, VirtualDevice, device_budget, host_budget, is_out_of_memory
+from safelight.core.memory import Budget, VirtualDevice, device_budget, host_budget, is_out_of_memory
 from safelight.core.options import CommonOptions
-from safelight.core.plan import Chunk, Corrections, Plan, make_plan
+from safelight.core.plan import Chunk, Corrections, Cost, Plan, make_plan, predict_cost
+from safelight.core.stage import Stage
 from safelight.core.stream import AccumulatingSink, Sink, Source, read_ahead
+from safelight.core.timing import ChunkTimes
+
+_MAY_BE_OUT_OF_MEMORY = (RuntimeError, MemoryError, OSError)
 
 
 @dataclass(frozen=True)
@@ -35,61 +38,17 @@ class Measured:
     measured_bytes: int
 
 
-class _Peak:
-    """The peak of one measured chunk, known when its block ends; None where it cannot be measured."""
-
-    def __init__(self, ledger: Ledger | None = None) -> None:
-        self.ledger = ledger
-        self.bytes: int | None = None
-
-
 @dataclass(frozen=True)
-class _Stage:
-    """A device to try, with its budget."""
+class _Job:
+    """What ``map`` was asked for."""
 
-    device: Device
-    budget: Budget
-    virtual: VirtualDevice | None = None
+    kernel: MapKernel
+    source: Source
+    sink: Sink | AccumulatingSink
 
-    @property
-    def name(self) -> str:
-        return "virtual" if self.virtual is not None else str(self.device.torch_device)
-
-    @property
-    def is_host(self) -> bool:
-        """Whether this is the CPU with the host's own memory."""
-        return self.device.is_cpu and self.virtual is None
-
-    def accounting(self) -> AbstractContextManager[object]:
-        """Return a context in which allocations are the virtual device's, if this is one."""
-        return self.virtual if self.virtual is not None else nullcontext()
-
-    def take(self, tensor: Tensor, ledger: Ledger | None = None) -> Tensor:
-        """Return a chunk on the device."""
-        if self.virtual is not None:
-            return tensor.clone()
-        if ledger is not None:
-            ledger.track(tensor)
-        return tensor.to(self.device.torch_device)
-
-    @contextmanager
-    def measuring(self) -> Iterator[_Peak]:
-        """Measure the peak of a block: by the driver on CUDA, by a ledger on the CPU."""
-        if self.device.kind == "cuda":
-            peak, where = _Peak(), self.device.torch_device
-            before = torch.cuda.memory_allocated(where)
-            torch.cuda.reset_peak_memory_stats(where)
-            yield peak
-            peak.bytes = torch.cuda.max_memory_allocated(where) - before
-        elif self.device.is_cpu and not self.device.compiles:
-            ledger = self.virtual if self.virtual is not None else Ledger()
-            peak, before = _Peak(ledger), ledger.current
-            ledger.peak = before
-            with ledger:
-                yield peak
-            peak.bytes = ledger.peak - before
-        else:
-            yield _Peak()
+    def stays_on_device(self) -> bool:
+        """Whether the results are not to be moved to the host."""
+        return isinstance(self.sink, AccumulatingSink) and self.sink.on_device
 
 
 class Executor:
@@ -111,6 +70,8 @@ class Executor:
         Stands in for the device: computes on the CPU with the memory of another device.
     corrections : Corrections, optional
         What earlier runs measured.
+    warmup : int
+        Chunks of each kernel that do not count in its timings.
     """
 
     def __init__(
@@ -124,6 +85,7 @@ class Executor:
         safety_fraction: float = 0.75,
         virtual: VirtualDevice | None = None,
         corrections: Corrections | None = None,
+        warmup: int = 0,
     ) -> None:
         self.device = device
         self.events = events
@@ -134,6 +96,8 @@ class Executor:
         self._safety_fraction = safety_fraction
         self._virtual = virtual
         self._corrections = corrections or Corrections()
+        self._warmup = warmup
+        self._times: dict[tuple[str, str], ChunkTimes] = {}
         self._micro_batch: int | None = None
 
     @classmethod
@@ -145,6 +109,7 @@ class Executor:
             cpu_fallback=options.cpu_fallback,
             memory_limit=options.memory_limit,
             safety_fraction=options.safety_fraction,
+            warmup=options.warmup_iters,
         )
 
     @property
@@ -156,7 +121,8 @@ class Executor:
 
     def plan(self, kernel: MapKernel, source: Source) -> Plan:
         """Return how a kernel would run over a source, without running it."""
-        return self._plan(self._first_stage(), kernel, source)
+        stage = self._first_stage()
+        return self._plan(stage, kernel, source, _predict(stage, kernel, source), accumulates=False)
 
     def map(self, kernel: MapKernel, source: Source, sink: Sink | AccumulatingSink) -> None:
         """Run a kernel over a source into a sink: every row once, in order, within the budget.
@@ -168,18 +134,19 @@ class Executor:
         RuntimeError
             Any other failure of the kernel, a lost device (``is_sticky``) included.
         """
-        stage: _Stage | None = self._first_stage()
+        job = _Job(kernel, source, sink)
+        stage: Stage | None = self._first_stage()
         start = 0
         refused: list[Plan] = []
         while start < source.extent:
             if stage is None:
                 raise _does_not_fit(refused)
-            plan = self._plan(stage, kernel, source, sink)
+            plan = self._plan(stage, kernel, source, _predict(stage, kernel, source), job.stays_on_device())
             if plan.fits:
-                start = self._run_stage(stage, plan, kernel, source, sink, start)
+                start = self._run_stage(job, stage, plan, start)
             if start < source.extent:
                 refused.append(plan)
-                stage = self._next_stage(stage, plan, sink)
+                stage = self._next_stage(job, stage, plan)
 
     def step(self, loss_of: Callable[[int, int], Tensor], batch_size: int, reset: Callable[[], None]) -> Tensor:
         """Do the backward passes of one training step, in micro-batches where memory runs short.
@@ -228,13 +195,19 @@ class Executor:
         """Return predicted and measured peaks of this run, as JSON values."""
         return [dict(vars(measured)) for measured in self.measured]
 
-    def _first_stage(self) -> _Stage:
-        return _Stage(self.device, self.budget, self._virtual)
+    def timing_record(self) -> list[dict[str, Value]]:
+        """Return how long the chunks of each kernel took on each device, as JSON values."""
+        return [
+            {"kernel": kernel, "device": device, **times.record()} for (kernel, device), times in self._times.items()
+        ]
 
-    def _next_stage(self, stage: _Stage, plan: Plan, sink: Sink | AccumulatingSink) -> _Stage | None:
+    def _first_stage(self) -> Stage:
+        return Stage(self.device, self.budget, self._virtual)
+
+    def _next_stage(self, job: _Job, stage: Stage, plan: Plan) -> Stage | None:
         """Return the next rung of the ladder after the smallest chunk failed, or None at its end."""
-        if isinstance(sink, AccumulatingSink) and sink.on_device:
-            sink.to_host()
+        if isinstance(job.sink, AccumulatingSink) and job.sink.on_device:
+            job.sink.to_host()
             self.device.empty_cache()
             self.events.warning("accumulators_to_host", kernel=plan.kernel, device=stage.name)
             return self._first_stage()
@@ -248,35 +221,35 @@ class Executor:
             budget_bytes=plan.budget.bytes,
         )
         cpu = replace(self.device, torch_device=torch.device("cpu"))
-        return _Stage(cpu, host_budget(self._memory_limit))
+        return Stage(cpu, host_budget(self._memory_limit))
 
-    def _plan(self, stage: _Stage, kernel: MapKernel, source: Source, sink: object = None) -> Plan:
+    def _plan(self, stage: Stage, kernel: MapKernel, source: Source, dry_run: Cost, accumulates: bool) -> Plan:
         return make_plan(
+            dry_run,
             kernel,
             source,
             stage.device,
             stage.budget,
             host=None if stage.is_host else host_budget(self._memory_limit),
-            accumulates=isinstance(sink, AccumulatingSink) and sink.on_device,
+            accumulates=accumulates,
             correction=self._corrections.get(kernel.name, source.dtype, stage.device),
         )
 
-    def _run_stage(
-        self, stage: _Stage, plan: Plan, kernel: MapKernel, source: Source, sink: Sink | AccumulatingSink, start: int
-    ) -> int:
+    def _run_stage(self, job: _Job, stage: Stage, plan: Plan, start: int) -> int:
         """Run from row ``start`` on one device; return the first row that is not done."""
         self.events.debug("plan", **plan.describe())
-        ready = self._load(stage, kernel)
+        ready = self._load(stage, job.kernel)
         if ready is None:
             return start
-        largest, measure = source.extent, True
-        while start < source.extent:
-            if plan.rows < source.extent and start == 0:
-                self.events.info("gpu_chunking_rows", kernel=plan.kernel, rows=plan.rows, extent=plan.extent)
-            start, failure = self._run_chunks(stage, plan, ready, source, sink, start, measure)
+        extent = job.source.extent
+        largest, measure = extent, True
+        while start < extent:
+            if plan.rows < extent and start == 0:
+                self.events.info("gpu_chunking_rows", kernel=plan.kernel, rows=plan.rows, extent=extent)
+            start, failure = self._run_chunks(job, stage, plan, ready, start, measure)
             if failure is None:
                 measure = False
-                plan = self._plan(stage, kernel, source, sink)
+                plan = self._plan(stage, job.kernel, job.source, plan.dry_run, job.stays_on_device())
                 plan = plan.with_rows(min(plan.rows, largest))
                 continue
             stage.device.empty_cache()
@@ -287,24 +260,17 @@ class Executor:
             plan, largest = smaller, smaller.rows
         return start
 
-    def _load(self, stage: _Stage, kernel: MapKernel) -> Callable[[Tensor], Tensor] | None:
+    def _load(self, stage: Stage, kernel: MapKernel) -> Callable[[Tensor], Tensor] | None:
         """Return the kernel with its constants on the device, or None where these alone do not fit."""
         try:
             with stage.accounting():
-                return stage.device.compile(kernel.to(stage.device.torch_device).__call__)
-        except (RuntimeError, MemoryError) as error:
-            self._classify(error, stage)
+                return stage.load(kernel)
+        except _MAY_BE_OUT_OF_MEMORY as error:
+            _message_of(error)
             return None
 
     def _run_chunks(
-        self,
-        stage: _Stage,
-        plan: Plan,
-        ready: Callable[[Tensor], Tensor],
-        source: Source,
-        sink: Sink | AccumulatingSink,
-        start: int,
-        measure: bool,
+        self, job: _Job, stage: Stage, plan: Plan, ready: Callable[[Tensor], Tensor], start: int, measure: bool
     ) -> tuple[int, str | None]:
         """Run chunks from ``start``: all of them, or only the first one where it is to be measured.
 
@@ -314,27 +280,24 @@ class Executor:
             The first row that is not done, and the message of an out-of-memory.
         """
         chunks = plan.chunks(start)[: 1 if measure else None]
+        times = self._times.setdefault((plan.kernel, stage.name), ChunkTimes(stage.device, self._warmup))
         failure = None
         try:
-            with read_ahead(source, chunks) as tensors:
+            with read_ahead(job.source, chunks) as tensors:
                 for chunk, tensor in zip(chunks, tensors, strict=True):
-                    result = self._compute(stage, plan, ready, chunk, tensor, source.dtype, measure)
-                    self._deliver(sink, chunk, result)
+                    with times.chunk(chunk.stop - chunk.start):
+                        result = self._compute(stage, plan, ready, chunk, tensor, measure)
+                        if not job.stays_on_device():
+                            result = result.cpu()
+                    job.sink.write(chunk.start, chunk.stop, result)
                     start = chunk.stop
                     del tensor, result
-        except (RuntimeError, MemoryError) as error:
-            failure = self._classify(error, stage)
+        except _MAY_BE_OUT_OF_MEMORY as error:
+            failure = _message_of(error)
         return start, failure
 
     def _compute(
-        self,
-        stage: _Stage,
-        plan: Plan,
-        ready: Callable[[Tensor], Tensor],
-        chunk: Chunk,
-        tensor: Tensor,
-        dtype: torch.dtype,
-        measure: bool,
+        self, stage: Stage, plan: Plan, ready: Callable[[Tensor], Tensor], chunk: Chunk, tensor: Tensor, measure: bool
     ) -> Tensor:
         """Return the result of a chunk's core region, on the device."""
         rows = chunk.read_stop - chunk.read_start
@@ -343,14 +306,14 @@ class Executor:
                 with stage.accounting():
                     result = ready(stage.take(tensor))
             else:
-                with stage.measuring() as peak:
-                    result = ready(stage.take(tensor, peak.ledger))
-                self._learn(stage, plan, rows, dtype, peak.bytes)
+                with stage.measuring(tensor) as peak:
+                    result = ready(stage.take(tensor))
+                self._learn(stage, plan, rows, tensor.dtype, peak.bytes)
         if result.shape[0] != rows:
             raise ValueError(f"kernel {plan.kernel} returned {result.shape[0]} rows for {rows}")
         return result[chunk.start - chunk.read_start : chunk.stop - chunk.read_start]
 
-    def _learn(self, stage: _Stage, plan: Plan, rows: int, dtype: torch.dtype, used_bytes: int | None) -> None:
+    def _learn(self, stage: Stage, plan: Plan, rows: int, dtype: torch.dtype, used_bytes: int | None) -> None:
         """Keep what a chunk really took, for the chunks and the runs to come."""
         if used_bytes is None:
             return
@@ -359,21 +322,6 @@ class Executor:
         self.measured.append(Measured(plan.kernel, stage.name, rows, predicted, measured))
         before = self._corrections.get(plan.kernel, dtype, stage.device)
         self._corrections.put(plan.kernel, dtype, stage.device, before * measured / predicted)
-
-    @staticmethod
-    def _deliver(sink: Sink | AccumulatingSink, chunk: Chunk, result: Tensor) -> None:
-        stays = isinstance(sink, AccumulatingSink) and sink.on_device
-        sink.write(chunk.start, chunk.stop, result if stays else result.cpu())
-
-    def _classify(self, error: BaseException, stage: _Stage) -> str:
-        """Return the message of an out-of-memory; raise everything else.
-
-        Only the message leaves the ``except`` block, so that the memory is free when the chunk is tried again.
-        """
-        message = str(error).split("\n", 1)[0] or type(error).__name__
-        if is_out_of_memory(error):
-            return message
-        raise error
 
     def _backward(
         self, loss_of: Callable[[int, int], Tensor], batch_size: int, size: int
@@ -386,9 +334,23 @@ class Executor:
                     share = loss_of(start, min(start + size, batch_size))
                     share.backward()  # type: ignore[no-untyped-call]
                     total = share.detach() if total is None else total + share.detach()
-        except (RuntimeError, MemoryError) as error:
-            return None, self._classify(error, self._first_stage())
+        except _MAY_BE_OUT_OF_MEMORY as error:
+            return None, _message_of(error)
         return total, None
+
+
+def _predict(stage: Stage, kernel: MapKernel, source: Source) -> Cost:
+    return predict_cost(kernel, source, stage.device, shared=stage.is_host)
+
+
+def _message_of(error: BaseException) -> str:
+    """Return the message of an out-of-memory; raise everything else.
+
+    Only the message leaves the ``except`` block, so that the memory is free when the chunk is tried again.
+    """
+    if not is_out_of_memory(error):
+        raise error
+    return str(error).split("\n", 1)[0] or type(error).__name__
 
 
 def _does_not_fit(refused: list[Plan]) -> OutOfMemoryError:

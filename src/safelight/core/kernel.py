@@ -28,7 +28,10 @@ class MapKernel(Protocol):
     @property
     def alignment(self) -> int: ...  # noqa: D102
 
-    def __call__(self, chunk: Tensor) -> Tensor: ...  # noqa: D102
+    def __call__(self, chunk: Tensor) -> Tensor:
+        """Return the result of a chunk, which stays as it is: the chunk may be computed again."""
+        ...
+
     def to(self, device: torch.device) -> Self:
         """Return the same kernel with its constants on a device; it may be meta."""
         ...
@@ -65,7 +68,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class ModuleKernel:
-    """A network as a MapKernel over samples, evaluated without gradients."""
+    """A network in evaluation mode as a MapKernel over samples, run without gradients."""
 
     name: str
     module: nn.Module
@@ -78,8 +81,14 @@ class ModuleKernel:
         return result
 
     def to(self, device: torch.device) -> Self:
-        """Return the kernel with a copy of the network on a device."""
-        return replace(self, module=copy.deepcopy(self.module).to(device))
+        """Return the kernel with its network on a device; weights that are there already are shared, not copied."""
+        # Copied straight to where they go: a copy beside the original might not fit, least of all for a dry run.
+        moved: dict[int, Tensor] = {
+            id(weight): nn.Parameter(weight.detach().to(device), weight.requires_grad)
+            for weight in self.module.parameters()
+        }
+        moved |= {id(constant): constant.to(device) for constant in self.module.buffers()}
+        return replace(self, module=copy.deepcopy(self.module, moved))
 
 
 @dataclass(frozen=True)

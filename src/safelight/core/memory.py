@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import sys
+import errno
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from safelight.core.device import Device, memory_of
+from safelight.core.device import RESERVE, Device, memory_of
 
-MIB = 1 << 20
-DEVICE_RESERVE = (700 if sys.platform == "win32" else 400) * MIB
 HOST_FRACTION = 0.8
 UNLIMITED = 1 << 62
 
@@ -53,6 +50,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error is one of the many forms of running out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if isinstance(error, OSError):  # a file that could not be mapped, a thread that could not be started
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _OUT_OF_MEMORY)
 
 
@@ -87,14 +86,14 @@ def device_budget(device: Device, safety_fraction: float = 0.75, memory_limit: i
     free, _ = memory_of(device.torch_device)
     if free is None:
         return _capped(Budget(UNLIMITED, "unknown"), memory_limit)
-    usable = max(free - DEVICE_RESERVE, 0) * min(max(safety_fraction, 0.1), 0.9)
+    usable = max(free - RESERVE, 0) * min(max(safety_fraction, 0.1), 0.9)
     return _capped(Budget(int(usable), "free"), memory_limit)
 
 
 def host_budget(memory_limit: int | None = None, workers: int = 1) -> Budget:
     """Return what one of ``workers`` may use of the host: min(available, control group's limit) × 0.8."""
     available = psutil.virtual_memory().available
-    group = _cgroup_free()
+    group = cgroup_free()
     least, reason = (available, "available") if group is None or available <= group else (group, "cgroup")
     return _capped(Budget(int(least * HOST_FRACTION) // workers, reason), memory_limit)
 
@@ -103,23 +102,60 @@ def _capped(budget: Budget, limit: int | None) -> Budget:
     return Budget(limit, "memory_limit") if limit is not None and limit < budget.bytes else budget
 
 
-def _cgroup_free(root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return what the control group (a container's limit) leaves; None without one."""
-    pairs = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
-    for limit, usage in pairs:
-        try:
-            most, used = (root / limit).read_text().strip(), (root / usage).read_text().strip()
-        except OSError:
+def cgroup_free(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Return what the control groups of this process (a container's or a session's limits) leave; None without any.
+
+    A limit of any ancestor binds. Idle pages of the file cache count as used there, but the kernel gives them back
+    before it refuses memory: they are free.
+    """
+    left = (_left_in(folder, *names) for folder, names in _cgroups(root, membership))
+    return min((size for size in left if size is not None), default=None)
+
+
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = ("memory.max", "memory.current", "inactive_file")
+
+
+def _cgroups(root: Path, membership: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """Yield every control group of this process, with what each version calls limit, usage and idle file cache."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
             continue
-        if most.isdigit() and used.isdigit():
-            return max(int(most) - int(used), 0)
-    return None
+        base, names = (root / "memory", _V1) if controllers else (root, _V2)
+        group = PurePosixPath(path.lstrip("/"))
+        yield from ((base / ancestor, names) for ancestor in (group, *group.parents))
+
+
+def _left_in(folder: Path, limit: str, usage: str, cache: str) -> int | None:
+    try:
+        most, used = (int((folder / name).read_text()) for name in (limit, usage))
+    except (OSError, ValueError):  # no limit ("max", or the root group), or not ours to read
+        return None
+    return max(most - used + _idle_file_cache(folder / "memory.stat", cache), 0)
+
+
+def _idle_file_cache(statistics: Path, name: str) -> int:
+    try:
+        return int(dict(line.split() for line in statistics.read_text().splitlines())[name])
+    except (OSError, ValueError, KeyError):  # then all of it counts as used
+        return 0
 
 
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's hooks lack types
     """Adds up the live storage of every tensor made while it is active.
 
-    On the meta device it predicts a computation's peak without computing; on real tensors it measures it.
+    On the meta device it predicts a computation's peak without computing; on real tensors it measures it. Views of
+    tensors that were made elsewhere cost nothing; what an operation takes and frees by itself is not seen.
+
+    Parameters
+    ----------
+    current : int
+        Bytes that are alive already.
 
     Attributes
     ----------
@@ -129,10 +165,10 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's hoo
         Operations dispatched so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, current: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.current = 0
-        self.peak = 0
+        self.current = current
+        self.peak = current
         self.operations = 0
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -140,17 +176,20 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's hoo
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run one operation and count what it made."""
-        self.operations += 1
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.track(leaf)
+        kwargs = kwargs or {}
+        result = self._run(func, args, kwargs)
+        given = {_storage_id(tensor) for tensor in _tensors((*args, *kwargs.values()))}
+        for tensor in _tensors((result,)):
+            if _storage_id(tensor) not in given:
+                self._count(tensor)
         return result
 
-    def track(self, tensor: Tensor) -> None:
-        """Count a tensor that was made elsewhere."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
+    def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        self.operations += 1
+        return func(*args, **kwargs)
+
+    def _count(self, tensor: Tensor) -> None:
+        storage, key = tensor.untyped_storage(), _storage_id(tensor)
         if key in self._alive:
             return
         size = storage.nbytes()
@@ -170,6 +209,20 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's hoo
         return forget
 
 
+def _tensors(values: Iterable[object]) -> Iterator[Tensor]:
+    """Yield the tensors among an operation's arguments or results, those in lists included."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _storage_id(tensor: Tensor) -> int:
+    """Return what tells the storages of live tensors apart."""
+    return int(tensor.untyped_storage()._cdata)
+
+
 class VirtualDevice(Ledger):  # type: ignore[no-untyped-call]
     """A device with little memory, played by the CPU: runs out of memory where a real one would.
 
@@ -186,14 +239,11 @@ class VirtualDevice(Ledger):  # type: ignore[no-untyped-call]
         self.cap_bytes = cap_bytes
         self._fail_at = frozenset(fail_at)
 
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Run one operation, or fail as a device would."""
+    def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if self.operations in self._fail_at:
             self.operations += 1
             raise torch.OutOfMemoryError("virtual device out of memory (injected)")
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        return super()._run(func, args, kwargs)
 
     def _admit(self, size: int) -> None:
         if self.cap_bytes is not None and self.current + size > self.cap_bytes:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from safelight.core.device import Device
+from safelight.core.events import Value
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,43 @@ class Stopwatch:
         """Wait for the device and return the duration of every block."""
         self._device.synchronize()
         return self._seconds + [start.elapsed_time(stop) / 1000 for start, stop in self._events]
+
+
+class ChunkTimes:
+    """How long the chunks of one kernel take on one device: computing, and moving there and back.
+
+    Parameters
+    ----------
+    device : Device
+    warmup : int
+        The first chunks, which do not count: they choose algorithms and fill caches.
+    """
+
+    def __init__(self, device: Device, warmup: int) -> None:
+        self._stopwatch = Stopwatch(device)
+        self._warmup = warmup
+        self._rows: list[int] = []
+
+    @contextmanager
+    def chunk(self, rows: int) -> Iterator[None]:
+        """Time a chunk of so many rows; one that fails does not count."""
+        with self._stopwatch.lap():
+            yield
+        self._rows.append(rows)
+
+    def record(self) -> dict[str, Value]:
+        """Wait for the device and return the statistics as JSON values; None where every chunk was warm-up."""
+        seconds, rows = self._stopwatch.seconds()[self._warmup :], self._rows[self._warmup :]
+        timing = Timing.of(seconds) if seconds else None
+        return {
+            "chunks": len(self._rows),
+            "rows": sum(self._rows),
+            "warmup_chunks": len(self._rows) - len(rows),
+            "median_seconds": timing.median if timing else None,
+            "lower_quartile_seconds": timing.lower if timing else None,
+            "upper_quartile_seconds": timing.upper if timing else None,
+            "rows_per_second": sum(rows) / sum(seconds) if timing else None,
+        }
 
 
 def _event() -> torch.cuda.Event:
