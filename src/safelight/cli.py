@@ -30,6 +30,7 @@ Start with: safelight demo, or: safelight COMMAND --help
 """
 
 
+Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 READER_GONE = 141
 """The exit status that shells give to a program whose output nobody reads any more: 128 + SIGPIPE."""
 
@@ -202,7 +203,7 @@ def demo(pipeline: str = "denoise", *, out: Path = Path("demo")) -> int:
     return run(arguments)
 
 
-def doctor(*, json: bool = False) -> int:
+def doctor(*, json: Switch = False) -> int:
     """Say what hardware there is, what is active, and what would run where.
 
     Parameters
@@ -216,7 +217,12 @@ def doctor(*, json: bool = False) -> int:
 
 
 def history(
-    model_names: Sequence[str] = (), /, *, results: Path = Path("results"), last: int = 20, json: bool = False
+    model_names: Annotated[Sequence[str], Parameter(show_default=False)] = (),
+    /,
+    *,
+    results: Path = Path("results"),
+    last: int = 20,
+    json: Switch = False,
 ) -> int:
     """List the runs, newest last, or compare those with the given model names side by side.
 
@@ -237,9 +243,21 @@ def history(
 
 
 def plan(
-    *arguments: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)],
+    *job: Annotated[str, Parameter(allow_leading_hyphen=True)],
 ) -> int:
-    """Print a job's memory plan without running it: safelight plan denoise run stack.tif."""
-    if not arguments:
-        raise UsageError("no job was given", remedy="safelight plan denoise run stack.tif")
-    return run([*arguments, "--dry-run"])
+    """Print a job's memory plan without running it.
+
+    Example: safelight plan denoise run stack.tif
+
+    Parameters
+    ----------
+    job
+        Its command line without 'safelight'.
+    """
+    if len(job) < 2 or job[0] not in registered():
+        raise UsageError(
+            f"'{' '.join(job)}' is no job of a pipeline" if job else "no job was given",
+            expected=f"a command line that begins with one of {', '.join(registered())}",
+            remedy="safelight plan denoise run stack.tif",
+        )
+    return run([*job, "--dry-run"])

@@ -76,7 +76,7 @@ class Console:
             sys.stdout.flush()
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # from now on
-            self._json, self._least = False, Severity.WARNING
+            self._json, self._quiet, self._least = False, True, Severity.WARNING
             self.show(Event("output_closed", Severity.WARNING, {"reason": error.strerror or str(error)}))
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class Console:
         if key != self._task_key:
             self._task_key, self._started, self._last_line = key, now, now
             self._first_share = share
-        if done < total and now - self._last_line < SECONDS_BETWEEN_LINES:
+        if done >= total or now - self._last_line < SECONDS_BETWEEN_LINES:  # its end is an event of its own
             return
         self._last_line = now
         done_here = share - self._first_share  # a resumed job begins in the middle

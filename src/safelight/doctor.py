@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import asdict
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
-from safelight.core.device import DeviceInfo, compiled_graphs, devices, select
+from safelight.core.device import Device, DeviceInfo, compiled_graphs, devices, select
 from safelight.core.events import EventLog
 from safelight.core.memory import device_budget, host_budget
 from safelight.core.messages import format_bytes
 from safelight.core.options import CommonOptions
 from safelight.core.run import versions
 
-EXTRAS = {
-    "micro": ("tifffile", "zarr", "imageio", "imagecodecs"),
-    "onnx": ("onnx", "onnxruntime", "onnxscript"),
-    "bmz": ("bioimageio.core",),
-}
+_OF_EXTRA = re.compile(r"""(?P<package>[\w.-]+).*extra == ['"](?P<extra>[\w-]+)['"]""")
+_NOT_FOR_USERS = {"all", "dev"}
 
 
 def examine() -> dict[str, Any]:
@@ -33,19 +31,36 @@ def examine() -> dict[str, Any]:
         "budget": asdict(device_budget(device, options.safety_fraction)),
         "host_budget": asdict(host_budget()),
         "precision": precision_of(devices()[0]),
-        "extras": {name: all(map(_is_installed, modules)) for name, modules in EXTRAS.items()},
+        "extras": missing_packages(),
     }
 
 
 def precision_of(info: DeviceInfo) -> dict[str, str]:
     """Try mixed precision, TF32 and torch.compile on a device, and say what really works."""
-    active = select(CommonOptions(device=info.name, amp=True, tf32=True), EventLog()).active()
+    device = select(CommonOptions(device=info.name, amp=True, tf32=True), EventLog())
+    found = {"amp": _try_amp(device), "tf32": _try_tf32(device), "compile": _try_compile(info.name)}
     select(CommonOptions(), EventLog())  # leaves the process with the default precision
-    return {
-        "amp": str(active["amp"]),
-        "tf32": "works" if active["tf32"] else "not on this device",
-        "compile": _try_compile(info.name),
-    }
+    return found
+
+
+def _try_amp(device: Device) -> str:
+    import torch
+
+    with device.autocast():
+        product = torch.ones(8, 8, device=device.torch_device).matmul(torch.ones(8, 8, device=device.torch_device))
+    kind = str(product.dtype).removeprefix("torch.")
+    return f"works, in {kind}" if product.dtype != torch.float32 else f"not on this device: computed in {kind}"
+
+
+def _try_tf32(device: Device) -> str:
+    """Multiply numbers that differ from 1 by less than TF32 holds: there it comes out as the product of ones."""
+    import torch
+
+    if not device.tf32:
+        return "not on this device"
+    almost_one = torch.full((256, 256), 1 + 2**-13, device=device.torch_device)
+    product = almost_one @ torch.ones_like(almost_one)
+    return "works" if float(product[0, 0]) == 256 else "allowed, but this device computes in full precision"
 
 
 def _try_compile(name: str) -> str:
@@ -80,10 +95,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         "What would work when asked for (--amp, --tf32, --compile)",
         *(f"  {name:<10} {value}" for name, value in found["precision"].items()),
         "Extras",
-        *(
-            f"  {name:<10} {'installed' if there else f'missing: pip install safelight[{name}]'}"
-            for name, there in found["extras"].items()
-        ),
+        *(f"  {name:<10} {_extra_line(name, missing)}" for name, missing in found["extras"].items()),
     ]
 
 
@@ -92,8 +104,25 @@ def _device_line(info: dict[str, Any]) -> str:
     return f"  {info['name']:<10} {info['hardware']}, {sizes[0]} free of {sizes[1]}"
 
 
-def _is_installed(module: str) -> bool:
+def missing_packages() -> dict[str, list[str]]:
+    """Return what is not installed of each extra."""
     try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
+        found = list(filter(None, map(_OF_EXTRA.match, requires("safelight") or ())))
+    except PackageNotFoundError:  # run from its source
+        return {}
+    extras = sorted({match["extra"] for match in found} - _NOT_FOR_USERS)
+    return {
+        extra: [match["package"] for match in found if match["extra"] == extra and not _is_installed(match["package"])]
+        for extra in extras
+    }
+
+
+def _extra_line(name: str, missing: list[str]) -> str:
+    return f"{', '.join(missing)} missing: pip install 'safelight[{name}]'" if missing else "installed"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
         return False

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from safelight.core.errors import InputError
+from safelight.core.errors import InputError, UsageError
 from safelight.core.history import compare, metrics_of, read
 
 LISTED_METRICS = 3
@@ -25,10 +25,14 @@ def show(names: tuple[str, ...], results: Path, last: int, as_json: bool) -> int
     ------
     InputError
         There is no history, or a name is not in it.
+    UsageError
+        ``last`` is less than 1.
     """
     entries: Sequence[Any] = read(results)
     if not entries:
         raise InputError("no run is recorded here", path=results, remedy="name the folder with --results")
+    if last < 1:
+        raise UsageError(f"--last {last}: there is no such number of runs", expected="1 or more")
     missing = sorted(set(names) - {entry.get("model_name") for entry in entries})
     if missing:
         raise InputError(f"no run is called {missing[0]!r}", path=results, remedy="safelight history lists the names")
@@ -44,7 +48,7 @@ def show(names: tuple[str, ...], results: Path, last: int, as_json: bool) -> int
 def _list(entries: Sequence[Any]) -> Table:
     """Return one row per run, with the first metrics only."""
     metrics = metrics_of(entries)[:LISTED_METRICS]
-    table = Table("time", "name", "job", "items", "failed", *metrics, "seconds", "notes", box=None)
+    table = Table("name", "time", "job", "items", "failed", *metrics, "seconds", "notes", box=None)
     for entry in entries:
         table.add_row(*_facts(entry), *(_number(entry["averages"].get(m)) for m in metrics), *_end(entry))
     return table
@@ -52,9 +56,10 @@ def _list(entries: Sequence[Any]) -> Table:
 
 def _side_by_side(entries: Sequence[Any]) -> Table:
     """Return one column per run and one row per metric, the best value of each marked."""
-    table = Table("", *(entry["model_name"] for entry in entries), box=None)
-    labels = ("time", "name", "job", "items", "failed")
-    for label, values in zip(labels, zip(*map(_facts, entries), strict=True), strict=True):
+    labels = ("name", "time", "job", "items", "failed")
+    names, *facts = zip(*map(_facts, entries), strict=True)
+    table = Table("", *names, box=None)
+    for label, values in zip(labels[1:], facts, strict=True):
         table.add_row(label, *values)
     for metric in metrics_of(entries):
         best = _best(entries, metric)
@@ -65,12 +70,12 @@ def _side_by_side(entries: Sequence[Any]) -> Table:
 
 
 def _facts(entry: Any) -> tuple[str, ...]:
-    time, job = entry["timestamp"][:19].replace("T", " "), f"{entry['pipeline']} {entry['command']}"
-    return (time, entry["model_name"], job, str(entry["num_items"]), str(entry["num_failed"]))
+    time, job = entry["timestamp"][:19].replace("T", " "), f"{entry.get('pipeline', '')} {entry.get('command', '')}"
+    return (entry["model_name"], time, job, str(entry.get("num_items", "")), str(entry.get("num_failed", "")))
 
 
 def _end(entry: Any) -> tuple[str, str]:
-    return (f"{entry['seconds']:.1f}", entry["notes"])
+    return (f"{entry['seconds']:.1f}" if "seconds" in entry else "", entry.get("notes", ""))
 
 
 def _best(entries: Sequence[Any], metric: str) -> float | None:

@@ -149,7 +149,7 @@ def test_a_stop_by_the_user_says_what_is_kept_and_how_to_go_on(tmp_path: Path) -
         if name == "b":
             raise KeyboardInterrupt
 
-    with pytest.raises(CancelledError, match=r"1 of 3 item.*out.*the same command, it goes on") as stopped:
+    with pytest.raises(CancelledError, match=r"1 of 3 item.*out.*same command again: it goes on") as stopped:
         Job(tmp_path, stop).run()
     assert stopped.value.exit_status == 130
     with pytest.raises(CancelledError, match="without --fresh"):

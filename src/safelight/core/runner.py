@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safelight.core import history
-from safelight.core.device import select
+from safelight.core.device import compiled_graphs, select
 from safelight.core.errors import CancelledError, DeviceError, InputError, NothingToDoError, SafelightError
 from safelight.core.events import EventLog, Severity
 from safelight.core.execute import Executor
@@ -253,8 +253,8 @@ class _Job:
         done, items = len(self.outcome.records), len(self.outcome.found.items)
         fresh = " without --fresh" if self.options.fresh else ""
         return CancelledError(
-            f"stopped: {done} of {items} item(s) done, kept in {self.context.folder} with all that was begun",
-            remedy=f"the same command{fresh}, it goes on from there",
+            f"stopped with {done} of {items} item(s) done; all that was finished is kept in {self.context.folder}",
+            remedy=f"run the same command again{fresh}: it goes on from there",
         )
 
     def _events_as_json(self) -> tuple[dict[str, Any], ...]:
@@ -288,6 +288,8 @@ class _Job:
             "device": str(context.device.torch_device),
             "notes": self.options.notes,
         }
+        if self.options.compile and outcome.seconds and not compiled_graphs():
+            self.events.warning("nothing_compiled")
         self.events.info("run_finished", folder=str(context.folder), **counts)
         self.run.write_record({**document, "events": self._events_as_json()})
         history.append(self.options.results, entry)

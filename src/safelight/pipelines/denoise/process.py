@@ -154,10 +154,12 @@ def _start_training(items: Sequence[Item], images: Sequence[ImageFile], setup: S
         images=len(images),
         patch="×".join(map(str, training.patch)),
         batch=setup.training.batch_size,
-        steps=training.steps or 0,
-        seconds=setup.training.time_budget or 0.0,
         dims=setup.architecture.dims,
     )
+    if training.steps:
+        context.events.info("training_steps", steps=training.steps)
+    if setup.training.time_budget:
+        context.events.info("training_time", seconds=setup.training.time_budget)
     return training
 
 
