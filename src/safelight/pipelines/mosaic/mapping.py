@@ -63,12 +63,10 @@ def sky_transform(grid: WCS, frame: WCS, shape: tuple[int, int]) -> Transform:
     outline = separation(ra0, dec0, *sky_outline(frame, width, height))
     margin = 2 * CELL * (pixel_scale(grid) + pixel_scale(frame)) / ARCSECONDS
     reach = float(outline.max()) + margin
-    same_sky = wcs_to_celestial_frame(grid).is_equivalent_frame(wcs_to_celestial_frame(frame))
 
     def transform(y: Floats, x: Floats) -> tuple[Floats, Floats]:
         ra, dec = pixel_to_sky(grid, x, y)
-        if not same_sky:
-            ra, dec = _change_frame(ra, dec, grid, frame)
+        ra, dec = change_frame(ra, dec, grid, frame)
         near = separation(ra, dec, ra0, dec0) <= reach  # False for NaN
         source_y, source_x = np.full(ra.shape, np.nan), np.full(ra.shape, np.nan)
         source_x[near], source_y[near] = sky_to_pixel(frame, ra[near], dec[near])
@@ -88,6 +86,15 @@ def affine_transform(matrix: Floats) -> Transform:
         return yx * x + yy * y + y0, xx * x + xy * y + x0
 
     return transform
+
+
+def change_frame(ra: Floats, dec: Floats, before: WCS, after: WCS) -> tuple[Floats, Floats]:
+    """Return sky positions (degrees) in another WCS's equinox and system; FK5 and ICRS differ by some 0.02″."""
+    old, new = wcs_to_celestial_frame(before), wcs_to_celestial_frame(after)
+    if old.is_equivalent_frame(new):
+        return ra, dec
+    sky = SkyCoord(ra, dec, unit="deg", frame=old).transform_to(new)
+    return np.asarray(sky.spherical.lon.deg), np.asarray(sky.spherical.lat.deg)
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,10 +285,3 @@ def _put(block: NDArray[np.float32], corners: NDArray[np.int64], cells: Floats, 
     size = cells.shape[-1]
     for y, x, cell in zip(*corners, cells.swapaxes(0, 1), strict=True):
         block[y - top : y - top + size, :, x : x + size] = cell.swapaxes(0, 1)
-
-
-def _change_frame(ra: Floats, dec: Floats, before: WCS, after: WCS) -> tuple[Floats, Floats]:
-    """Return positions in another frame of reference, FK5 and ICRS for instance: they differ by some 0.02″."""
-    sky = SkyCoord(ra, dec, unit="deg", frame=wcs_to_celestial_frame(before))
-    sky = sky.transform_to(wcs_to_celestial_frame(after))
-    return np.asarray(sky.spherical.lon.deg), np.asarray(sky.spherical.lat.deg)
