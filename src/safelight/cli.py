@@ -82,9 +82,12 @@ def _app(arguments: Sequence[str]) -> App:
     )
     pipelines = registered()
     first = next((argument for argument in arguments if not argument.startswith("-")), None)
-    wanted = [first] if first in pipelines else sorted(pipelines)
-    for name in wanted:
-        app.command(_pipeline_app(pipelines[name].load()))
+    if first in pipelines:
+        app.command(_pipeline_app(pipelines[first].load()))
+    else:  # their names and what they are for: enough for --help, which is in a hurry
+        for point in pipelines.values():
+            pipeline: Pipeline = point.load()
+            app.command(App(name=pipeline.name, help=pipeline.help))
     for command in (demo, doctor, history, plan):
         app.command(command)
     return app

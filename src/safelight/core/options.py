@@ -71,7 +71,8 @@ def _switch(description: str, alias: str | None = None) -> Any:
 class Settings(BaseModel):
     """Base of all options: frozen, unknown names refused, every field described."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    # Validators are built when they are first used: --help needs none, and they take 10 ms per pipeline.
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
 
 
 class CommonOptions(Settings):
