@@ -1,6 +1,7 @@
 # make demo   denoise a real confocal stack and say where to look
 # make test   all tests but the long ones;  make test-all  with them
-# Both make their own environment; they need Python 3.11 or later with venv, and make.
+# make docs   the user's guide as HTML
+# All make their own environment; they need Python 3.11 or later with venv, and make.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -38,5 +39,9 @@ bench: $(READY)
 	$(BIN)/python bench/core.py
 	$(BIN)/python bench/denoise.py
 
+docs: $(READY)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "see docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) demo results
+	rm -rf $(VENV) demo results docs/_build

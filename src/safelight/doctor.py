@@ -17,7 +17,7 @@ from safelight.core.options import CommonOptions
 from safelight.core.run import versions
 
 _OF_EXTRA = re.compile(r"""(?P<package>[\w.-]+).*extra == ['"](?P<extra>[\w-]+)['"]""")
-_NOT_FOR_USERS = {"all", "dev"}
+_NOT_FOR_USERS = {"all", "dev", "docs"}
 
 
 def examine() -> dict[str, Any]:
