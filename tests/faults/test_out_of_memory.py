@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,6 +192,9 @@ def test_a_failing_reader_ends_the_run_with_its_error(
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("HIP out of memory. Tried to allocate 1 GiB"),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
+        RuntimeError("Unable to find an engine to execute this computation"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
     ids=str,
 )
@@ -205,6 +209,7 @@ def test_every_form_of_out_of_memory_is_known(error: BaseException) -> None:
 def test_an_ordinary_error_is_none(message: str) -> None:
     assert not is_out_of_memory(RuntimeError(message))
     assert not is_out_of_memory(ValueError("out of memory"))
+    assert not is_out_of_memory(OSError(errno.ENOSPC, "No space left on device"))
 
 
 @pytest.mark.parametrize(
