@@ -121,8 +121,7 @@ class Executor:
 
     def plan(self, kernel: MapKernel, source: Source) -> Plan:
         """Return how a kernel would run over a source, without running it."""
-        stage = self._first_stage()
-        return self._plan(stage, kernel, source, _predict(stage, kernel, source), accumulates=False)
+        return self._plan(self._first_stage(), kernel, source)
 
     def map(self, kernel: MapKernel, source: Source, sink: Sink | AccumulatingSink) -> None:
         """Run a kernel over a source into a sink: every row once, in order, within the budget.
@@ -141,7 +140,7 @@ class Executor:
         while start < source.extent:
             if stage is None:
                 raise _does_not_fit(refused)
-            plan = self._plan(stage, kernel, source, _predict(stage, kernel, source), job.stays_on_device())
+            plan = self._plan(stage, kernel, source, job.stays_on_device())
             if plan.fits:
                 start = self._run_stage(job, stage, plan, start)
             if start < source.extent:
@@ -223,9 +222,12 @@ class Executor:
         cpu = replace(self.device, torch_device=torch.device("cpu"))
         return Stage(cpu, host_budget(self._memory_limit))
 
-    def _plan(self, stage: Stage, kernel: MapKernel, source: Source, dry_run: Cost, accumulates: bool) -> Plan:
+    def _plan(
+        self, stage: Stage, kernel: MapKernel, source: Source, accumulates: bool = False, dry_run: Cost | None = None
+    ) -> Plan:
+        """Return the plan for one device; an earlier plan's dry run need not be done again."""
         return make_plan(
-            dry_run,
+            dry_run or predict_cost(kernel, source, shared=stage.is_host),
             kernel,
             source,
             stage.device,
@@ -249,7 +251,7 @@ class Executor:
             start, failure = self._run_chunks(job, stage, plan, ready, start, measure)
             if failure is None:
                 measure = False
-                plan = self._plan(stage, job.kernel, job.source, plan.dry_run, job.stays_on_device())
+                plan = self._plan(stage, job.kernel, job.source, job.stays_on_device(), plan.dry_run)
                 plan = plan.with_rows(min(plan.rows, largest))
                 continue
             stage.device.empty_cache()
@@ -337,10 +339,6 @@ class Executor:
         except _MAY_BE_OUT_OF_MEMORY as error:
             return None, _message_of(error)
         return total, None
-
-
-def _predict(stage: Stage, kernel: MapKernel, source: Source) -> Cost:
-    return predict_cost(kernel, source, stage.device, shared=stage.is_host)
 
 
 def _message_of(error: BaseException) -> str:

@@ -214,22 +214,22 @@ def make_plan(
     )
 
 
-def predict_cost(kernel: MapKernel, source: Source, device: Device, shared: bool) -> Cost:
+def predict_cost(kernel: MapKernel, source: Source, shared: bool) -> Cost:
     """Return what a kernel takes per row, from two dry runs on the meta device.
+
+    The meta device knows no mixed precision: with it, the first measured chunk corrects what is too much here.
 
     Parameters
     ----------
     kernel : MapKernel
     source : Source
-    device : Device
-        Its precision counts.
     shared : bool
         Whether the next chunk is read ahead into the device's own memory.
     """
     few = min(max(kernel.alignment, 2 * kernel.halo + 1), source.extent)
     many = min(2 * few, source.extent)
-    peak_few, constants, output_row = _dry_run(kernel, few, source, device)
-    peak_many = _dry_run(kernel, many, source, device)[0] if many > few else peak_few
+    peak_few, constants, output_row = _dry_run(kernel, few, source)
+    peak_many = _dry_run(kernel, many, source)[0] if many > few else peak_few
     per_row = -(-(peak_many - peak_few) // (many - few)) if many > few else -(-(peak_few - constants) // few)
     per_row = max(per_row, 1)
     input_row = math.prod(source.shape) * source.dtype.itemsize
@@ -237,9 +237,9 @@ def predict_cost(kernel: MapKernel, source: Source, device: Device, shared: bool
     return Cost(fixed, per_row, constants, input_row, output_row, input_row if shared else 0)
 
 
-def _dry_run(kernel: MapKernel, rows: int, source: Source, device: Device) -> tuple[int, int, int]:
+def _dry_run(kernel: MapKernel, rows: int, source: Source) -> tuple[int, int, int]:
     """Return the peak of a number of rows, the part that constants take, and the bytes of a row of the result."""
-    with torch.no_grad(), _DryRun() as ledger, device.autocast():
+    with torch.no_grad(), _DryRun() as ledger:
         on_meta = kernel.to(_META)
         constants = ledger.current
         result = on_meta(torch.empty((rows, *source.shape), dtype=source.dtype, device=_META))
@@ -278,7 +278,7 @@ _SHAPES: dict[Any, Callable[..., Any]] = {
 
 
 class Corrections:
-    """Measured over predicted peaks of earlier runs, per kernel, dtype, device and torch version.
+    """Measured over predicted peaks of earlier runs, per kernel, dtype, precision, device and torch version.
 
     Parameters
     ----------
@@ -323,4 +323,5 @@ class Corrections:
 
     @staticmethod
     def _key(kernel: str, dtype: torch.dtype, device: Device) -> str:
-        return " | ".join((kernel, str(dtype), hardware_name(device.torch_device), torch.__version__))
+        precision = "mixed" if device.amp else "full"
+        return " | ".join((kernel, str(dtype), precision, hardware_name(device.torch_device), torch.__version__))
