@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.wcs import WCS
+from astropy.wcs import WCS, Sip
 from numpy.typing import NDArray
 from scipy.ndimage import convolve
 
@@ -187,6 +187,35 @@ def test_solutions_that_disagree_by_a_few_pixels_are_brought_together() -> None:
     assert all(alignment.residual < 3 * ERROR for alignment in placed.values())
     drift = np.mean([off(placed[name].wcs, true[name]).mean() for name in true])
     assert drift < 3.0  # the sky stays where the solutions say on the whole
+
+
+def distorted(wcs: WCS, change: float) -> WCS:
+    """Return a solution whose distortion is off by ``change`` pixels at the edges."""
+    new = wcs.deepcopy()
+    a = wcs.sip.a.copy()
+    a[2, 0] += change / (WIDTH / 2) ** 2
+    new.sip = Sip(a, wcs.sip.b, None, None, wcs.wcs.crpix)
+    return new
+
+
+def test_noisy_distortions_of_one_camera_become_one() -> None:
+    sky, random = Sky(192.7, 41.0), np.random.default_rng(3)
+    true = {f"{n}": wcs_at(192.7 + 0.02 * n, 41.0, degrees=30 * n) for n in range(7)}
+    given = {name: distorted(wcs, random.normal(0, 1.5)) for name, wcs in true.items()}
+    fields = {name: sky.observe(wcs) for name, wcs in true.items()}
+    placed = align(fields, given)
+    assert all(alignment.shared_distortion for alignment in placed.values())
+    before = np.mean([off(given[name], true[name]).max() for name in true])
+    after = np.mean([off(placed[name].wcs, true[name]).max() for name in true])
+    assert after < 0.6 * before
+
+
+def test_frames_of_two_cameras_of_one_size_keep_their_distortions() -> None:
+    sky = Sky(192.7, 41.0)
+    true = {f"{n}": distorted(wcs_at(192.7, 41.0, degrees=30 * n), 4.0 * (n % 2)) for n in range(6)}
+    placed = align({name: sky.observe(wcs) for name, wcs in true.items()}, true)
+    assert not any(alignment.shared_distortion for alignment in placed.values())
+    assert max(off(placed[name].wcs, true[name]).max() for name in true) < 0.3
 
 
 def test_a_lonely_solved_frame_keeps_its_solution() -> None:

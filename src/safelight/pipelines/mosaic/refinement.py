@@ -47,6 +47,8 @@ class Alignment:
         The frame whose stars placed this one.
     parity_flipped : bool
         Whether the frame is mirrored with respect to its anchor.
+    shared_distortion : bool
+        Whether the WCS has the distortion that the frames of its camera agree on, not one of its own.
     reason : optional
         Why the frame could not be placed.
     """
@@ -59,6 +61,7 @@ class Alignment:
     moved: float = math.nan
     anchor: str | None = None
     parity_flipped: bool = False
+    shared_distortion: bool = False
     reason: Refusal | None = None
 
 

@@ -7,11 +7,12 @@ taken in order of quality, ties by name: the order in which they are given makes
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from astropy.wcs import WCS
 
+from safelight.pipelines.mosaic.distortion import share_distortion
 from safelight.pipelines.mosaic.plane_fit import Floats, affordable_freedom
 from safelight.pipelines.mosaic.refinement import Alignment, by_quality, frame_centre, radians_per_pixel, refine
 from safelight.pipelines.mosaic.star_matching import FEWEST_STARS, Refusal, Registration, StarPattern, match_stars
@@ -26,7 +27,8 @@ MATCH_IS_GOOD = 0.5  # share of the stars: no other anchor needs to be tried
 def align(fields: Mapping[str, StarField], solutions: Mapping[str, WCS], scale: float = 1.0) -> dict[str, Alignment]:
     """Place all frames on one sky.
 
-    Frames with a solution keep it, apart from a small correction. The others are matched with placed frames,
+    Frames with a solution keep it, apart from a small correction, and the distortion that most frames of the same
+    camera agree on, unless that brings shared stars further apart. The others are matched with placed frames,
     directly or over a chain of overlapping frames. If no frame has a solution, the sky is a relative TAN grid around
     RA 0°, Dec 0° and the largest set of frames that are connected by their stars is placed.
 
@@ -47,9 +49,29 @@ def align(fields: Mapping[str, StarField], solutions: Mapping[str, WCS], scale: 
     names = by_quality(fields)
     given = {name: Alignment(solutions[name], "solution") for name in names if name in solutions}
     placed = _grown(fields, given, names) if given else _largest_component(fields, names, scale)
-    refined = refine(fields, placed)
+    refined = _better(refine(fields, placed), refine(fields, _with_shared_distortion(fields, placed)))
     lost: Refusal = "no_match" if given else "not_connected"
     return {name: refined.get(name) or _not_placed(fields[name], lost) for name in sorted(fields)}
+
+
+def _with_shared_distortion(fields: Mapping[str, StarField], placed: Mapping[str, Alignment]) -> dict[str, Alignment]:
+    solutions = share_distortion(fields, {name: alignment.wcs for name, alignment in placed.items()})
+    return {
+        name: replace(alignment, wcs=solutions[name], shared_distortion=solutions[name] is not alignment.wcs)
+        for name, alignment in placed.items()
+    }
+
+
+def _better(own: dict[str, Alignment], shared: dict[str, Alignment]) -> dict[str, Alignment]:
+    """Return the alignments whose stars lie nearer together; with a shared distortion if there is no difference."""
+    return shared if _squared_error(shared) <= _squared_error(own) else own
+
+
+def _squared_error(alignments: Mapping[str, Alignment]) -> float:
+    """Return the mean squared distance of shared stars, in pixels²."""
+    shared = [alignment for alignment in alignments.values() if alignment.matched]
+    stars = sum(alignment.matched for alignment in shared)
+    return sum(alignment.matched * alignment.residual**2 for alignment in shared) / max(stars, 1)
 
 
 def _not_placed(field: StarField, reason: Refusal) -> Alignment:

@@ -177,6 +177,12 @@ def sky_outline(wcs: WCS, width: int, height: int, points_per_side: int = 8) -> 
     return pixel_to_sky(wcs, x, y)
 
 
+def pixel_grid(width: int, height: int, points_per_side: int) -> Floats:
+    """Return points all over a frame, from its first pixel to its last, (points, 2) as x, y."""
+    x, y = np.meshgrid(np.linspace(0, width - 1, points_per_side), np.linspace(0, height - 1, points_per_side))
+    return np.stack([x.ravel(), y.ravel()], axis=1)
+
+
 def unit_vectors(ra: Floats, dec: Floats) -> Floats:
     """Return sky positions (degrees) as unit vectors, (…, 3): without a seam at RA 0° or at the poles."""
     a, d = np.radians(ra), np.radians(dec)
@@ -242,8 +248,7 @@ def same_camera_wcs(reference: WCS, transform: Floats, width: int, height: int, 
     if distorted and reference.sip is not None:
         wcs.wcs.ctype = ["RA---TAN-SIP", "DEC--TAN-SIP"]
         wcs.sip = reference.sip
-    x, y = np.meshgrid(np.linspace(0, width - 1, GRID_POINTS), np.linspace(0, height - 1, GRID_POINTS))
-    grid = np.stack([x.ravel(), y.ravel()], axis=1)
+    grid = pixel_grid(width, height, GRID_POINTS)
     ra, dec = pixel_to_sky(reference, *apply_plane(transform, grid).T)
     wcs.wcs.crval = sky_of_vectors(unit_vectors(ra, dec).mean(axis=0))
     wcs.wcs.cd = reference.pixel_scale_matrix @ transform[:, :2]
