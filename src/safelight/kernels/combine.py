@@ -22,6 +22,8 @@ BLOCK_SAMPLES = 1 << 20
 """Samples that are computed at a time: what a processor's cache holds. More only takes more memory, also on a GPU."""
 BLOCK_PIXELS = 1 << 12
 """Pixels that a block has at least, however many frames there are."""
+MEDIAN_LOSS = math.pi / 2
+"""Variance of the median over that of the mean, of Gaussian samples."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ class Combined:
     low: Tensor
     high: Tensor
 
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the planes in the order of ``PLANES``."""
+        return (getattr(self, name) for name in PLANES)
+
 
 PLANES = tuple(field.name for field in fields(Combined))
 
@@ -74,7 +80,7 @@ def combine(
     Parameters
     ----------
     samples : Tensor
-        (…, n), float32: n frames. What is not finite is invalid.
+        (…, n), float32 or float64: n frames. What is not finite is invalid.
     weights : Tensor, optional
         (n,) or (…, n), not negative; all 1 by default. The median and the rejection do without.
     noise : Tensor, optional
@@ -89,7 +95,7 @@ def combine(
     Returns
     -------
     Combined
-        Tensors of the shape (…), float32.
+        Tensors of the shape (…).
     """
     planes = _combine_planes(samples, weights, noise, scale, offset, rejection=rejection, statistic=statistic)
     return Combined(*planes.unbind())
@@ -125,31 +131,27 @@ def _combine_planes(
 ) -> Tensor:
     """Return the planes of :class:`Combined` as one tensor, (7, …)."""
     n = samples.shape[-1]
-    flat = samples.reshape(-1, n)
-    pixels = flat.shape[0]
     order = _frame_order(weights, noise, n, samples.device)
-    weights_of, noise_of = (_by_pixel(values, samples.shape) for values in (weights, noise))
-    out = samples.new_empty((len(PLANES), pixels))
-    step = max(BLOCK_PIXELS, BLOCK_SAMPLES // n)
-    # On the meta device the first block tells: the others take the same memory.
-    for start in range(0, min(pixels, step) if samples.is_meta else pixels, step):
-        block = slice(start, start + step)
-        planes = flat[block].T.contiguous()
+    planes = samples.new_empty((len(PLANES), *samples.shape[:-1]))
+    step = max(max(BLOCK_PIXELS, BLOCK_SAMPLES // n) // math.prod(samples.shape[1:-1]), 1)
+    starts = range(0, samples.shape[0], step)
+    for start in starts[:1] if samples.is_meta else starts:  # all blocks take as much memory as the first
+        rows = slice(start, start + step)
+        block = _frames_first(samples, rows)
         if scale is not None:
-            planes = planes * scale[:, None]
+            block = block * scale[:, None]
         if offset is not None:
-            planes = planes + offset[:, None]
-        w, sigma = (None if of is None else of[block].T for of in (weights_of, noise_of))
-        _combine_block(planes, order, w, sigma, rejection, statistic, out[:, block])
-    return out.view(len(PLANES), *samples.shape[:-1])
+            block = block + offset[:, None]
+        w, sigma = (None if of is None else _frames_first(of, rows)[order] for of in (weights, noise))
+        combined = _combine_block(block, order.argsort(), w, sigma, rejection, statistic)
+        for plane, values in zip(planes, combined, strict=True):
+            plane[rows] = values.view(plane[rows].shape)
+    return planes
 
 
-def _by_pixel(values: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """Return per-frame or per-sample values as (pixels, n); per-frame ones without a copy."""
-    n = shape[-1]
-    if values is None:
-        return None
-    return values.expand(math.prod(shape[:-1]), n) if values.dim() == 1 else values.reshape(-1, n)
+def _frames_first(values: Tensor, rows: slice) -> Tensor:
+    """Return rows of per-sample values (…, n) as (n, pixels); per-frame values (n,) as (n, 1)."""
+    return values[:, None] if values.dim() == 1 else values[rows].movedim(-1, 0).reshape(values.shape[-1], -1)
 
 
 def _frame_order(weights: Tensor | None, noise: Tensor | None, n: int, device: torch.device) -> Tensor:
@@ -162,46 +164,40 @@ def _frame_order(weights: Tensor | None, noise: Tensor | None, n: int, device: t
 
 
 def _combine_block(
-    planes: Tensor,
-    order: Tensor,
+    block: Tensor,
+    rank: Tensor,
     weights: Tensor | None,
     noise: Tensor | None,
     rejection: Rejection,
     statistic: Statistic,
-    out: Tensor,
-) -> None:
-    """Combine (n, pixels) into (7, pixels)."""
+) -> Combined:
+    """Combine (n, pixels); weights and noise are in the order of the ranks."""
     if rejection.siril_guards:
-        planes = planes / (planes != 0)  # 0/0 is NaN: no data
-    values, rank = sort_frames(planes, order.argsort())
+        block = block / (block != 0)  # 0/0 is NaN: no data
+    values, rank = sort_frames(block, rank)
     total = count_of(values < math.inf)
     level = median_of_sorted(values, torch.zeros_like(total), total)
     deviations = torch.nan_to_num(values - level, nan=0.0, posinf=0.0)
     low, high = reject(deviations, total, level, rejection)
-    ranks = torch.arange(values.shape[0], device=values.device)[:, None]
-    kept = (ranks < total) & ~(low | high)
+    kept = (torch.arange(values.shape[0], device=values.device)[:, None] < total) & ~(low | high)
     count = count_of(kept)
 
-    if weights is None or statistic == "median":
-        w = kept.to(values.dtype)
-        weight = squares = count.to(values.dtype)
+    w = kept.to(values.dtype)
+    if weights is not None and statistic == "mean":
+        w *= weights.expand_as(rank).gather(0, rank)
+    weight = w.sum(0)
+    if statistic == "mean":
+        image = level + (w * deviations).sum(0) / weight
+        loss = torch.ones_like(weight)
     else:
-        w = weights[order].gather(0, rank) * kept
-        weight, squares = w.sum(0), w.square().sum(0)
-    if statistic == "median":
-        centre, loss = _median_of_kept(deviations, kept, count), torch.where(count > 2, math.pi / 2, 1.0)
-    else:
-        centre, loss = (w * deviations).sum(0) / weight, torch.ones_like(weight)
-    out[0] = level + centre
-    out[1] = weight
-    if noise is None:
-        out[2] = math.nan
-    else:
-        out[2] = (w * noise[order].gather(0, rank)).square().sum(0) / weight.square() * loss
-    out[3] = count
-    out[4] = torch.nan_to_num(weight.square() / squares, nan=0.0) / loss
-    out[5] = count_of(low)
-    out[6] = count_of(high)
+        image = level + _median_of_kept(deviations, kept, count)
+        loss = torch.where(count > 2, MEDIAN_LOSS, torch.ones_like(weight))
+    variance = torch.full_like(weight, math.nan)
+    if noise is not None:
+        sigma = noise.expand_as(rank).gather(0, rank)
+        variance = (w * sigma).square().sum(0) / weight.square() * loss
+    n_eff = torch.nan_to_num(weight.square() / w.square().sum(0) / loss, nan=0.0)
+    return Combined(image, weight, variance, count, n_eff, count_of(low), count_of(high))
 
 
 def _median_of_kept(deviations: Tensor, kept: Tensor, count: Tensor) -> Tensor:
@@ -270,4 +266,4 @@ def _combine_oracle(
     return result
 
 
-KERNELS = (KernelInfo("combine", _combine_planes, _samples, _combine_oracle, {torch.float32: (1e-5, 1e-5)}),)
+KERNELS = (KernelInfo("combine", _combine_planes, _samples, _combine_oracle),)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safelight.core.kernel import KernelInfo, Sample
 
-_FRAME_BITS = 32
+_RANK_BITS = 32
 _MAGNITUDE = 0x7FFFFFFF
 
 
@@ -42,7 +42,7 @@ def sort_frames(planes: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     planes : Tensor
-        (n, pixels), float32: one plane per frame. What is not finite is invalid.
+        (n, pixels), float32 or float64: one plane per frame. What is not finite is invalid.
     rank : Tensor
         (n,), int64, ≥ 0: which frame comes first where two have the same value. Frames with equal ranks must be
         interchangeable; then the result does not depend on the order of the frames.
@@ -52,14 +52,17 @@ def sort_frames(planes: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     tuple of Tensor
         (n, pixels) values, ascending, invalid ones last as +inf; and (n, pixels) the ranks of their frames, int64.
     """
-    # A network of minima and maxima of whole planes takes a tenth of the time of torch.sort, which sorts pixel by
-    # pixel. Value and rank travel together in one integer: the value's bits, made to sort like the value, above.
-    valid_first = torch.nan_to_num(planes, nan=math.inf, posinf=math.inf, neginf=math.inf) + 0.0  # −0 becomes 0
-    keys = _flip_negative(valid_first.view(torch.int32)).to(torch.int64) << _FRAME_BITS
-    keys |= rank[:, None]
-    keys = _sorted_planes(keys)
-    values = _flip_negative((keys >> _FRAME_BITS).to(torch.int32)).view(torch.float32)
-    return values, keys.bitwise_and_((1 << _FRAME_BITS) - 1)
+    planes = torch.nan_to_num(planes, nan=math.inf, posinf=math.inf, neginf=math.inf) + 0.0  # −0 becomes 0
+    if planes.dtype != torch.float32:
+        order = rank.argsort()
+        values, places = planes[order].sort(dim=0, stable=True)
+        return values, rank[order][places]
+    # A network of minima and maxima of whole planes takes a third of the time of torch.sort. Value and rank travel
+    # together in one integer: above, the value's bits, made to sort as the value does; below, the rank.
+    keys = _flip_negative(planes.view(torch.int32)).to(torch.int64) << _RANK_BITS
+    keys = _sorted_planes(keys.bitwise_or_(rank[:, None]))
+    values = _flip_negative((keys >> _RANK_BITS).to(torch.int32)).view(torch.float32)
+    return values, keys.bitwise_and_((1 << _RANK_BITS) - 1)
 
 
 def _flip_negative(bits: Tensor) -> Tensor:
@@ -111,7 +114,7 @@ def _ranks_oracle(planes: np.ndarray, rank: np.ndarray) -> np.ndarray:
     return _order_oracle(planes, rank)[1]
 
 
-_EXACT = {torch.float32: (0.0, 0.0)}
+_EXACT = {torch.float32: (0.0, 0.0), torch.float64: (0.0, 0.0)}
 KERNELS = (
     KernelInfo("sort_frames", _values, _samples, _values_oracle, _EXACT),
     KernelInfo("sort_frames_ranks", _ranks, _samples, _ranks_oracle, _EXACT),
