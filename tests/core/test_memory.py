@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -112,7 +111,6 @@ def test_the_ledger_knows_what_is_alive_and_what_was() -> None:
         b = a + 1
         assert ledger.current == 2 * KIB
         del b
-        gc.collect()
         assert ledger.current == KIB
         c = torch.empty(4 * KIB, dtype=torch.uint8)
         assert (ledger.current, ledger.peak) == (5 * KIB, 5 * KIB)
