@@ -28,6 +28,7 @@ PACKING_SUFFIX = ".fz"
 INVERSE_TOLERANCE = 1e-6  # pixels
 INVERSE_ITERATIONS = 30
 FIT_ITERATIONS = 4
+FIT_TOLERANCE = 1e-9  # of the matrix, and degrees of the shift: a millionth of a pixel
 GRID_POINTS = 5  # per side
 CARD_LENGTH = 80
 LARGEST_HEADER = 4 * 2**20  # bytes; a WCS takes 10 kB
@@ -220,6 +221,8 @@ def fitted(wcs: WCS, positions: Floats, ra: Floats, dec: Floats, freedom: Freedo
         ra0, dec0 = (float(value) for value in wcs.wcs.crval)
         now = tangent_plane(*pixel_to_sky(wcs, *positions.T), ra0, dec0)
         correction = fit_plane(now, tangent_plane(ra, dec, ra0, dec0), freedom)
+        if np.abs(correction - np.eye(2, 3)).max() < FIT_TOLERANCE:
+            break
         wcs = wcs.deepcopy()
         wcs.wcs.cd = correction[:, :2] @ wcs.pixel_scale_matrix
         wcs.wcs.crval = _from_tangent_plane(correction[:, 2], ra0, dec0)
