@@ -152,7 +152,7 @@ def main() -> None:
         row("Safelight", ours),
         *([row("Siril", theirs)] if theirs else []),
         "",
-        "Seconds are of the stack alone, the frames in memory or in the disk's cache. Siril's CPU time includes reading.",
+        "Seconds are of the stack alone, the frames in memory or in the disk's cache; CPU time of Siril with reading.",
     ]
     with atomic_write(RESULT) as path:
         path.write_text("\n".join(text) + "\n", encoding="utf-8")

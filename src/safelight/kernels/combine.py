@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,14 +14,25 @@ from torch import Tensor
 
 from safelight.core.kernel import Kernel, KernelInfo, Sample
 from safelight.kernels.ordering import sort_frames
-from safelight.kernels.rejection import REJECTIONS, Rejection, count_of, median_of_sorted, reject, reject_oracle
+from safelight.kernels.rejection import (
+    REJECTIONS,
+    Rejection,
+    count_of,
+    median_of_sorted,
+    positions_of,
+    reject,
+    reject_oracle,
+    sum_of,
+)
 
 Statistic = Literal["mean", "median"]
 
-BLOCK_SAMPLES = 1 << 20
+BLOCK_SAMPLES = 1 << 18
 """Samples that are computed at a time: what a processor's cache holds. More only takes more memory, also on a GPU."""
 BLOCK_PIXELS = 1 << 12
 """Pixels that a block has at least, however many frames there are."""
+WAITING_BLOCKS = 4
+"""How many blocks' worth of pixels are iterated at once."""
 MEDIAN_LOSS = math.pi / 2
 """Variance of the median over that of the mean, of Gaussian samples."""
 
@@ -133,9 +144,14 @@ def _combine_planes(
     n = samples.shape[-1]
     order = _frame_order(weights, noise, n, samples.device)
     planes = samples.new_empty((len(PLANES), *samples.shape[:-1]))
-    step = max(max(BLOCK_PIXELS, BLOCK_SAMPLES // n) // math.prod(samples.shape[1:-1]), 1)
+    flat = planes.view(len(PLANES), -1)
+    width = math.prod(samples.shape[1:-1])
+    block_pixels = max(BLOCK_PIXELS, BLOCK_SAMPLES // n)
+    step = max(block_pixels // width, 1)
     starts = range(0, samples.shape[0], step)
-    for start in starts[:1] if samples.is_meta else starts:  # all blocks take as much memory as the first
+    waiting = _Waiting(flat, rejection, statistic)
+    # On the meta device as many blocks as the waiting pixels can come from: the others take the same memory.
+    for start in starts[:WAITING_BLOCKS] if samples.is_meta else starts:
         rows = slice(start, start + step)
         block = _frames_first(samples, rows)
         if scale is not None:
@@ -143,10 +159,61 @@ def _combine_planes(
         if offset is not None:
             block = block + offset[:, None]
         w, sigma = (None if of is None else _frames_first(of, rows)[order] for of in (weights, noise))
-        combined = _combine_block(block, order.argsort(), w, sigma, rejection, statistic)
-        for plane, values in zip(planes, combined, strict=True):
-            plane[rows] = values.view(plane[rows].shape)
+        ordered = _order(block, order.argsort(), w, sigma, rejection)
+        combined, again = _combine_ordered(ordered, rejection, statistic, quick=True)
+        first = start * width
+        flat[:, first : first + block.shape[1]] = combined
+        pixels = positions_of(again)
+        waiting.add(first + pixels, ordered.columns(pixels))
+        if waiting.pixels >= WAITING_BLOCKS * block_pixels:
+            waiting.finish()
+    waiting.finish()
     return planes
+
+
+class _Ordered(NamedTuple):
+    """A block's samples, ascending in every column, with their weights and noise; (n, pixels) each."""
+
+    values: Tensor
+    weights: Tensor | None
+    noise: Tensor | None
+
+    def columns(self, pixels: Tensor) -> _Ordered:
+        weights, noise = (None if of is None else of.index_select(1, pixels) for of in (self.weights, self.noise))
+        return _Ordered(self.values.index_select(1, pixels), weights, noise)
+
+
+class _Waiting:
+    """Pixels that the quick way was not enough for; all passes are run over many of them at once.
+
+    A pass over few pixels takes as many operations as one over many.
+    """
+
+    def __init__(self, planes: Tensor, rejection: Rejection, statistic: Statistic) -> None:
+        self.pixels = 0
+        self._planes = planes
+        self._rejection = rejection
+        self._statistic: Statistic = statistic
+        self._entries: list[tuple[Tensor, _Ordered]] = []
+
+    def add(self, pixels: Tensor, ordered: _Ordered) -> None:
+        self.pixels += pixels.shape[0]
+        self._entries.append((pixels, ordered))
+
+    def finish(self) -> None:
+        """Write what all passes give."""
+        if self.pixels == 0:
+            return
+        pixels = torch.cat([where for where, _ in self._entries])
+        values, weights, noise = zip(*(ordered for _, ordered in self._entries), strict=True)
+        self._entries, self.pixels = [], 0
+        joined = _Ordered(torch.cat(values, 1), _joined(weights), _joined(noise))
+        self._planes.index_copy_(1, pixels, _combine_ordered(joined, self._rejection, self._statistic)[0])
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    given = [part for part in parts if part is not None]
+    return torch.cat(given, 1) if given else None
 
 
 def _frames_first(values: Tensor, rows: slice) -> Tensor:
@@ -163,48 +230,49 @@ def _frame_order(weights: Tensor | None, noise: Tensor | None, n: int, device: t
     return order
 
 
-def _combine_block(
-    block: Tensor,
-    rank: Tensor,
-    weights: Tensor | None,
-    noise: Tensor | None,
-    rejection: Rejection,
-    statistic: Statistic,
-) -> Combined:
-    """Combine (n, pixels); weights and noise are in the order of the ranks."""
+def _order(block: Tensor, rank: Tensor, weights: Tensor | None, noise: Tensor | None, rejection: Rejection) -> _Ordered:
+    """Sort (n, pixels); weights and noise are in the order of the ranks, (n, pixels) or (n, 1)."""
     if rejection.siril_guards:
         block = block / (block != 0)  # 0/0 is NaN: no data
     values, rank = sort_frames(block, rank)
+    weights, noise = (None if of is None else of.expand_as(rank).gather(0, rank) for of in (weights, noise))
+    return _Ordered(values, weights, noise)
+
+
+def _combine_ordered(
+    ordered: _Ordered, rejection: Rejection, statistic: Statistic, quick: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the planes of :class:`Combined`, (7, pixels), and where further passes may change them."""
+    values, weights, noise = ordered
     total = count_of(values < math.inf)
     level = median_of_sorted(values, torch.zeros_like(total), total)
     deviations = torch.nan_to_num(values - level, nan=0.0, posinf=0.0)
-    low, high = reject(deviations, total, level, rejection)
+    low, high, again = reject(deviations, total, level, rejection, quick=quick)
     kept = (torch.arange(values.shape[0], device=values.device)[:, None] < total) & ~(low | high)
     count = count_of(kept)
 
     w = kept.to(values.dtype)
     if weights is not None and statistic == "mean":
-        w *= weights.expand_as(rank).gather(0, rank)
-    weight = w.sum(0)
+        w *= weights
+    weight = sum_of(w.clone())
     if statistic == "mean":
-        image = level + (w * deviations).sum(0) / weight
+        image = level + sum_of(w * deviations) / weight
         loss = torch.ones_like(weight)
     else:
         image = level + _median_of_kept(deviations, kept, count)
         loss = torch.where(count > 2, MEDIAN_LOSS, torch.ones_like(weight))
     variance = torch.full_like(weight, math.nan)
     if noise is not None:
-        sigma = noise.expand_as(rank).gather(0, rank)
-        variance = (w * sigma).square().sum(0) / weight.square() * loss
-    n_eff = torch.nan_to_num(weight.square() / w.square().sum(0) / loss, nan=0.0)
-    return Combined(image, weight, variance, count, n_eff, count_of(low), count_of(high))
+        variance = sum_of((w * noise).square()) / weight.square() * loss
+    n_eff = torch.nan_to_num(weight.square() / sum_of(w.square()) / loss, nan=0.0)
+    return torch.stack((image, weight, variance, count, n_eff, count_of(low), count_of(high))), again
 
 
 def _median_of_kept(deviations: Tensor, kept: Tensor, count: Tensor) -> Tensor:
     """Return the median of the samples that are kept, NaN where there are none."""
     place = kept.cumsum(0) * kept
-    below = (deviations * (place == (count + 1) // 2)).sum(0)
-    above = (deviations * (place == count // 2 + 1)).sum(0)
+    below = sum_of(deviations * (place == (count + 1) // 2))
+    above = sum_of(deviations * (place == count // 2 + 1))
     return torch.where(count > 0, below + (above - below) / 2, math.nan)
 
 

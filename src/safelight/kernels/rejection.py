@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -26,14 +26,16 @@ WINSOR_LIMIT = 1.5
 WINSOR_CORRECTION = 1.134
 """Makes the standard deviation of winsorised Gaussian samples that of the Gaussian."""
 WINSOR_TOLERANCE = 5e-4
-WINSOR_ROUNDS = (2, 4, 8, *[16] * 60)
-"""How often at most, and when to look where the end is reached: mostly soon; but of three samples, of which one is a
-hit, the standard deviation shrinks by only 2 % a round."""
+QUICK_ROUNDS = (2, 4, 8)
+MORE_ROUNDS = (16,) * 60
+"""How often to winsorise before looking where the end is reached. Mostly it soon is; but of three samples, of which
+one is a hit, the standard deviation shrinks by only 2 % a round."""
 _GUARDED = 4
 _FEWEST = 3
 
-Measure = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(values, kept, first kept rank, number kept) -> deviations, 0 where not kept; and the spread that judges them."""
+Measure = Callable[[Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+"""(values, kept, first kept rank, number kept, quick) -> deviations, 0 where not kept; and the spread that judges them,
+NaN where it could not be had quickly."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,15 @@ class Rejection:
                 raise UsageError(f"{name} is {getattr(self, name)}", expected="0 or more")
 
 
-def reject(deviations: Tensor, count: Tensor, level: Tensor, rejection: Rejection) -> tuple[Tensor, Tensor]:
+class Rejected(NamedTuple):
+    """What is rejected, (n, pixels) bool; and (pixels,) bool where more may have to be."""
+
+    low: Tensor
+    high: Tensor
+    again: Tensor
+
+
+def reject(deviations: Tensor, count: Tensor, level: Tensor, rejection: Rejection, *, quick: bool = False) -> Rejected:
     """Find the outliers of every pixel.
 
     Where a method would reject every sample of a pixel it rejects none.
@@ -101,23 +111,25 @@ def reject(deviations: Tensor, count: Tensor, level: Tensor, rejection: Rejectio
     level : Tensor
         (pixels,): the medians; only ``percentile`` asks.
     rejection : Rejection
+    quick : bool
+        Do not iterate for the sake of few pixels: ``again`` says which, and nothing holds for those.
 
     Returns
     -------
-    tuple of Tensor
-        (n, pixels), bool: rejected as too low, and as too high.
+    Rejected
     """
+    again = torch.zeros_like(count, dtype=torch.bool)
     ranks = torch.arange(deviations.shape[0], device=deviations.device)[:, None]
     valid = ranks < count
     match rejection.method:
         case "none":
-            return torch.zeros_like(valid), torch.zeros_like(valid)
+            low = high = torch.zeros_like(valid)
         case "kappa_sigma":
-            low, high = _clip_repeatedly(deviations, valid, rejection, _deviate_by_std)
+            low, high, again = _clip_repeatedly(deviations, valid, rejection, _deviate_by_std, quick)
         case "winsorized_sigma_clip":
-            low, high = _clip_repeatedly(deviations, valid, rejection, _deviate_by_winsorized_std)
+            low, high, again = _clip_repeatedly(deviations, valid, rejection, _deviate_by_winsorized_std, quick)
         case "linear_fit_clip":
-            low, high = _clip_repeatedly(deviations, valid, rejection, _deviate_from_line)
+            low, high, again = _clip_repeatedly(deviations, valid, rejection, _deviate_from_line, quick)
         case "percentile":
             low = deviations < -rejection.percentile_low * level.abs()
             high = deviations > rejection.percentile_high * level.abs()
@@ -125,7 +137,28 @@ def reject(deviations: Tensor, count: Tensor, level: Tensor, rejection: Rejectio
             low = (ranks < rejection.drop_low) & valid
             high = (ranks >= count - rejection.drop_high) & valid
     survives = count_of(valid & ~(low | high)) > 0
-    return low & survives, high & survives
+    return Rejected(low & survives, high & survives, again)
+
+
+def sum_of(planes: Tensor) -> Tensor:
+    """Return the sum over the first axis, added up in the same order for every pixel; overwrites ``planes``.
+
+    ``Tensor.sum`` takes another order for the last pixels of a chunk, and so changes their last bits.
+    """
+    for into, other in _halves(planes):
+        into.add_(other)
+    return planes[0]
+
+
+def _halves(planes: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return which planes to add to which, in turn, until the first is the sum of all."""
+    steps = []
+    left = planes.shape[0]
+    while left > 1:
+        half = left // 2
+        steps.append((planes[:half], planes[left - half : left]))
+        left -= half
+    return steps
 
 
 def count_of(mask: Tensor) -> Tensor:
@@ -156,31 +189,40 @@ def _rounds(values: Tensor, most: int) -> int:
     return min(most, 2) if values.is_meta else most
 
 
-def _clip_repeatedly(values: Tensor, valid: Tensor, rejection: Rejection, measure: Measure) -> tuple[Tensor, Tensor]:
+def _clip_repeatedly(values: Tensor, valid: Tensor, rejection: Rejection, measure: Measure, quick: bool) -> Rejected:
     """Reject until nothing more is, or three samples or fewer are left; again only where something was."""
     total = count_of(valid)
-    low, high, again = _clip_once(values, valid, torch.zeros_like(total), total, rejection, measure)
+    low, high, again = _clip_once(values, valid, torch.zeros_like(total), total, rejection, measure, quick)
+    if quick:
+        return Rejected(low, high, again)
     pixels = positions_of(again)
     for _ in range(_rounds(values, values.shape[0]) - 1):
         if pixels.shape[0] == 0:
             break
         was_low, was_high = low.index_select(1, pixels), high.index_select(1, pixels)
         kept = valid.index_select(1, pixels) & ~(was_low | was_high)
-        now_low, now_high, again = _clip_once(
-            values.index_select(1, pixels), kept, count_of(was_low), total[pixels], rejection, measure
+        now_low, now_high, more = _clip_once(
+            values.index_select(1, pixels), kept, count_of(was_low), total[pixels], rejection, measure, quick
         )
         low.index_copy_(1, pixels, was_low | now_low)
         high.index_copy_(1, pixels, was_high | now_high)
-        pixels = pixels[positions_of(again)]
-    return low, high
+        again.index_copy_(0, pixels, more)
+        pixels = pixels[positions_of(more)]
+    return Rejected(low, high, again)
 
 
 def _clip_once(
-    values: Tensor, kept: Tensor, first: Tensor, total: Tensor, rejection: Rejection, measure: Measure
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what is now rejected as too low and as too high, and the pixels where it may be worth another look."""
+    values: Tensor,
+    kept: Tensor,
+    first: Tensor,
+    total: Tensor,
+    rejection: Rejection,
+    measure: Measure,
+    quick: bool,
+) -> Rejected:
+    """Return what one pass rejects."""
     count = count_of(kept)
-    deviations, spread = measure(values, kept, first, count)
+    deviations, spread = measure(values, kept, first, count, quick)
     low = deviations < -rejection.kappa_low * spread
     high = deviations > rejection.kappa_high * spread
     rejected = count_of(low | high)
@@ -188,7 +230,7 @@ def _clip_once(
         allowed = 2 * count - total - _GUARDED
         _guard(low, high, positions_of(rejected > allowed), allowed)
         rejected = torch.minimum(rejected, allowed)
-    return low, high, (rejected > 0) & (count - rejected > _FEWEST)
+    return Rejected(low, high, ((rejected > 0) & (count - rejected > _FEWEST)) | spread.isnan())
 
 
 def _guard(low: Tensor, high: Tensor, pixels: Tensor, allowed: Tensor) -> None:
@@ -199,62 +241,91 @@ def _guard(low: Tensor, high: Tensor, pixels: Tensor, allowed: Tensor) -> None:
     high.index_copy_(1, pixels, some_high & in_turn)
 
 
-def _deviate_by_std(values: Tensor, kept: Tensor, first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+def _deviate_by_std(values: Tensor, kept: Tensor, first: Tensor, count: Tensor, quick: bool) -> tuple[Tensor, Tensor]:
     deviations = (values - median_of_sorted(values, first, count)) * kept
     return deviations, _std(deviations, count)
 
 
-def _deviate_by_winsorized_std(values: Tensor, kept: Tensor, first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    deviations, std = _deviate_by_std(values, kept, first, count)
-    return deviations, _winsorized_std(deviations, count, std)
+def _deviate_by_winsorized_std(
+    values: Tensor, kept: Tensor, first: Tensor, count: Tensor, quick: bool
+) -> tuple[Tensor, Tensor]:
+    deviations, std = _deviate_by_std(values, kept, first, count, quick)
+    return deviations, _winsorized_std(deviations, count, std, quick)
 
 
-def _deviate_from_line(values: Tensor, kept: Tensor, first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+def _deviate_from_line(
+    values: Tensor, kept: Tensor, first: Tensor, count: Tensor, quick: bool
+) -> tuple[Tensor, Tensor]:
     rank = (kept.cumsum(0) - (count + 1) / 2) * kept
-    deviations = (values - (values * kept).sum(0) / count.clamp(min=1)) * kept
-    slope = (rank * deviations).sum(0) / rank.square().sum(0).clamp(min=0.5)
+    deviations = (values - sum_of(values * kept) / count.clamp(min=1)) * kept
+    slope = sum_of(rank * deviations) / sum_of(rank * rank).clamp(min=0.5)
     residuals = deviations - slope * rank
-    return residuals, residuals.abs().sum(0) / count.clamp(min=1)
+    return residuals, sum_of(residuals.abs()) / count.clamp(min=1)
 
 
 def _std(deviations: Tensor, count: Tensor) -> Tensor:
-    """Return the standard deviation, ddof 1, of the ``count`` deviations that are not set to 0.
+    """Return the standard deviation, ddof 1, of the ``count`` deviations that are not set to 0."""
+    unclipped = torch.full_like(deviations[0], math.inf)
+    return _ClippedStd(deviations, count)(unclipped)
+
+
+class _ClippedStd:
+    """The standard deviation, ddof 1, of deviations clipped to some bound, again and again in the same memory.
 
     From the sum of squares: harmless for deviations from about the median, whose mean is below their spread.
     """
-    total = deviations.sum(0)
-    squares = (deviations * deviations).sum(0)
-    variance = (squares - total * total / count.clamp(min=1)) / (count - 1).clamp(min=1)
-    return variance.clamp_(min=0).sqrt_()
+
+    def __init__(self, deviations: Tensor, count: Tensor) -> None:
+        self._deviations = deviations
+        n = count.to(deviations.dtype).clamp(min=1)
+        self._share = 1 / n
+        self._freedom = 1 / (n - 1).clamp(min=1)
+        powers = deviations.new_empty((deviations.shape[0], 2, deviations.shape[1]))
+        self._clipped, self._squared = powers.unbind(1)
+        self._steps = _halves(powers)
+        self._total, self._energy = powers[0]
+
+    def __call__(self, bound: Tensor) -> Tensor:
+        """Return the standard deviations with every deviation between ``-bound`` and ``bound``."""
+        torch.clamp(self._deviations, -bound, bound, out=self._clipped)
+        torch.mul(self._clipped, self._clipped, out=self._squared)
+        for into, other in self._steps:
+            into.add_(other)
+        variance = self._energy.sub_(self._total.mul_(self._total).mul_(self._share)).mul_(self._freedom)
+        std: Tensor = variance.clamp_(min=0).sqrt()
+        return std
 
 
-def _winsorized_std(deviations: Tensor, count: Tensor, std: Tensor) -> Tensor:
-    """Winsorise until the standard deviation settles: a few rounds at once, then more where it has not."""
+def _winsorized_std(deviations: Tensor, count: Tensor, std: Tensor, quick: bool) -> Tensor:
+    """Winsorise until the standard deviation settles: a few rounds at once, then more where it has not.
+
+    NaN where it does not settle quickly, if it has to be quick.
+    """
     result = std
     pixels = torch.arange(std.shape[0], device=std.device)
     bound = torch.full_like(std, math.inf)
-    for rounds in WINSOR_ROUNDS[: _rounds(deviations, len(WINSOR_ROUNDS))]:
-        stds = [std]
+    groups = QUICK_ROUNDS if quick else (*QUICK_ROUNDS, *MORE_ROUNDS)
+    for rounds in groups[: _rounds(deviations, len(groups))]:
+        clipped_std = _ClippedStd(deviations, count)
+        moving = torch.ones_like(std, dtype=torch.bool)
         for _ in range(_rounds(deviations, rounds)):
             # Clipping what was clipped before is clipping once, to the narrower bounds.
             bound = torch.minimum(bound, WINSOR_LIMIT * std)
-            std = WINSOR_CORRECTION * _std(deviations.clamp(-bound, bound), count)
-            stds.append(std)
-        path = torch.stack(stds)
-        moving = (path[1:] - path[:-1]).abs() > WINSOR_TOLERANCE * path[:-1]
-        settled_at = moving.cumprod(0).sum(0)
-        settled = path.gather(0, (settled_at + 1).clamp(max=len(stds) - 1)[None])[0]
-        result = result.index_copy(0, pixels, settled)
-        still = positions_of(settled_at == len(stds) - 1)
+            after = clipped_std(bound).mul_(WINSOR_CORRECTION)
+            moves = (after - std).abs_() > WINSOR_TOLERANCE * std
+            std = torch.where(moving, after, std)
+            moving &= moves
+        result = result.index_copy(0, pixels, std)
+        still = positions_of(moving)
         if still.shape[0] == 0:
-            break
-        pixels, std, bound, count = pixels[still], std[still], bound[still], count[still]
+            return result
+        pixels, std, bound, count = (of.index_select(0, still) for of in (pixels, std, bound, count))
         deviations = deviations.index_select(1, still)
-    return result
+    return result.index_fill(0, pixels, math.nan) if quick else result
 
 
 def _verdicts(deviations: Tensor, count: Tensor, level: Tensor, rejection: Rejection) -> Tensor:
-    low, high = reject(deviations, count, level, rejection)
+    low, high, _ = reject(deviations, count, level, rejection)
     return high.to(torch.int8) - low.to(torch.int8)
 
 
@@ -333,7 +404,7 @@ def _reject_once(x: np.ndarray, rejection: Rejection, verdict: np.ndarray) -> bo
 
 
 def _winsorized_std_oracle(deviations: np.ndarray, std: float) -> float:
-    for _ in range(sum(WINSOR_ROUNDS)):
+    for _ in range(sum((*QUICK_ROUNDS, *MORE_ROUNDS))):
         deviations = np.clip(deviations, -WINSOR_LIMIT * std, WINSOR_LIMIT * std)
         before, std = std, WINSOR_CORRECTION * deviations.std(ddof=1)
         if abs(std - before) <= WINSOR_TOLERANCE * before:
