@@ -30,8 +30,8 @@ test-all: $(READY)
 	$(BIN)/python -m pytest -q -n 2
 
 check: $(READY)
-	$(BIN)/ruff check src tests bench tools
-	$(BIN)/ruff format --check src tests bench tools
+	$(BIN)/ruff check src tests bench tools docs
+	$(BIN)/ruff format --check src tests bench tools docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -305,6 +305,7 @@ class _Job:
             "device": context.device.active(),
             "seconds": self.seconds,
             "memory": context.executor.memory_record(),
+            "timings": context.executor.timing_record(),
             "averages": averages,
             "items": [
                 {

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import datetime
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from safelight.core.events import Event, Severity
-from safelight.core.files import atomic_write, inside
-from safelight.core.messages import choose_language, format_bytes, translate
+from safelight.core import report as frame
+from safelight.core.files import inside
+from safelight.core.report import data_url
 from safelight.pipelines.denoise.curves import draw_curves, draw_loss
 from safelight.pipelines.denoise.pictures import draw_pictures
 
 __all__ = ["draw_pictures", "write_report"]
 
-REPORT = "report.html"
 LOSSES = "losses.json"
 MOST_PICTURED = 20
 """Images whose pictures are in the report; those of more would make it too heavy to open."""
@@ -58,63 +52,15 @@ def write_report(folder: Path, document: Mapping[str, Any]) -> Path:
     OutputError
         The report cannot be written.
     """
-    language = choose_language(document["options"].get("lang"))
-    environment = Environment(
-        loader=PackageLoader("safelight.pipelines.denoise", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": partial(format_number, language=language),
-        "bytes": partial(_format_bytes, language=language),
-    }
-    text = environment.get_template("report.html.j2").render(
-        t=_speaker(language),
-        language=language,
-        run=document,
-        options=_shown_options(document["options"]),
-        created=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        events=list(_sentences(document["events"], language)),
+    language = frame.report_language(document)
+    return frame.write_report(
+        folder,
+        document,
+        "safelight.pipelines.denoise",
         items=[_item(folder, item, n < MOST_PICTURED, language) for n, item in enumerate(document["items"])],
         most_pictured=MOST_PICTURED,
         loss=_loss(folder, language),
-        memory=[measured for measured in document["memory"] if isinstance(measured, Mapping)],
     )
-    path = folder / REPORT
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
-
-
-def format_number(value: float | None, digits: int = 2, *, language: str) -> str:
-    """Return a number for people, a dash where there is none."""
-    if value is None:
-        return "–"
-    text = f"{value:.{digits}f}".replace("-", "−")
-    return text.replace(".", ",") if language == "fr" else text
-
-
-def _format_bytes(value: float, *, language: str) -> str:
-    text = format_bytes(value)
-    return text.replace(".", ",").replace("B", "o") if language == "fr" else text
-
-
-def _speaker(language: str) -> Callable[[str, str], str]:
-    """Return the function by which the template says a thing in the reader's language."""
-    return lambda english, french: french if language == "fr" else english
-
-
-def _shown_options(options: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in options.items() if value not in (None, "", False)}
-
-
-def _sentences(events: Sequence[Mapping[str, Any]], language: str) -> Iterator[dict[str, str]]:
-    for entry in events:
-        event = Event(entry["key"], Severity(entry["severity"]), entry["data"], entry["time"])
-        clock = datetime.fromtimestamp(event.time).strftime("%H:%M:%S")
-        yield {"time": clock, "key": event.key, "severity": event.severity.value, "text": translate(event, language)}
 
 
 def _item(folder: Path, item: Mapping[str, Any], pictured: bool, language: str) -> dict[str, Any]:
@@ -137,8 +83,8 @@ def _look(folder: Path, channel: Mapping[str, Any], pictured: bool, language: st
     if pictured:
         curves = draw_curves(diagnostics, language)
         files = {kind: inside(folder, path) for kind, path in channel["pictures"].items()}
-        pictures = {kind: _data_url(path.read_bytes()) for kind, path in files.items() if path.is_file()}
-        pictures |= {kind: _data_url(curve) for kind, curve in curves.items()}
+        pictures = {kind: data_url(path.read_bytes()) for kind, path in files.items() if path.is_file()}
+        pictures |= {kind: data_url(curve) for kind, curve in curves.items()}
     return {
         "name": channel["name"],
         "diagnostics": diagnostics,
@@ -177,8 +123,4 @@ def _loss(folder: Path, language: str) -> str | None:
     if not path.is_file():
         return None
     losses = json.loads(path.read_text(encoding="utf-8"))
-    return _data_url(draw_loss(losses, language)) if len(losses["steps"]) > 1 else None
-
-
-def _data_url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    return data_url(draw_loss(losses, language)) if len(losses["steps"]) > 1 else None

@@ -1,0 +1,169 @@
+"""Calibrate frames with master bias, dark and flat: (light − dark) / flat, per pixel of the sensor.
+
+A master is one file, or a folder of frames that are combined with rejection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from safelight.core.errors import InputError
+from safelight.core.execute import Executor
+from safelight.core.files import digest
+from safelight.core.kernel import Kernel
+from safelight.core.stream import TensorSink
+from safelight.formats.fits import FitsImage, is_fits_name, open_fits
+from safelight.kernels.combine import combine
+from safelight.kernels.demosaic import sites
+from safelight.kernels.rejection import Rejection
+from safelight.pipelines.mosaic.discovery import FrameFacts
+
+LEAST_FLAT = 0.05
+"""Share of a colour's mean below which a pixel of a flat saw no light and cannot be corrected."""
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """The masters of a run, each (channels, height, width) float32 or None.
+
+    Parameters
+    ----------
+    offset : ndarray, optional
+        What is subtracted: the dark, or the bias where there is no dark.
+    flat : ndarray, optional
+        What is divided by, with a mean of 1 in each colour; NaN where it is too dark.
+    digest : str
+        Of the files that the masters were made from.
+    """
+
+    offset: NDArray[np.float32] | None = None
+    flat: NDArray[np.float32] | None = None
+    digest: str = ""
+
+    def apply(self, pixels: NDArray[np.float32], facts: FrameFacts) -> NDArray[np.float32]:
+        """Return calibrated pixels (channels, height, width).
+
+        Raises
+        ------
+        InputError
+            The frame has another size than the masters.
+        """
+        for master in (self.offset, self.flat):
+            if master is not None and master.shape != pixels.shape:
+                raise InputError(
+                    f"has {pixels.shape[2]} × {pixels.shape[1]} pixels, the calibration frames have "
+                    f"{master.shape[2]} × {master.shape[1]}",
+                    path=facts.path,
+                )
+        if self.offset is not None:
+            pixels = pixels - self.offset
+        return pixels / self.flat if self.flat is not None else pixels
+
+
+def read_calibration(
+    bias: Path | None, dark: Path | None, flat: Path | None, facts: FrameFacts, executor: Executor
+) -> Calibration:
+    """Read or make the masters.
+
+    Parameters
+    ----------
+    bias, dark, flat : Path, optional
+        A file, or a folder of frames. The dark holds the bias; the bias is for lights without a dark, and for flats.
+    facts : FrameFacts
+        Of a light: the masters must fit it.
+    executor : Executor
+
+    Raises
+    ------
+    InputError
+        A master is missing, damaged, or of another size than the lights.
+    """
+    masters = {path: _master(path, facts, executor) for path in (bias, dark, flat) if path is not None}
+    dark_or_bias = dark or bias
+    level = None
+    if flat is not None:
+        level = _normalised(masters[flat] - masters[bias] if bias else masters[flat], facts, flat)
+    files = "".join(digest(file) for path in masters for file in _files(path))
+    return Calibration(
+        masters[dark_or_bias] if dark_or_bias else None,
+        level,
+        hashlib.sha256(files.encode()).hexdigest() if masters else "",
+    )
+
+
+@dataclass(frozen=True)
+class _SameRows:
+    """The same rows of many frames, (channels, width, frames) each."""
+
+    images: Sequence[FitsImage]
+    dtype: torch.dtype = field(default=torch.float32, init=False)
+
+    @property
+    def extent(self) -> int:
+        return self.images[0].shape[1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        channels, _, width = self.images[0].shape
+        return (channels, width, len(self.images))
+
+    def read(self, start: int, stop: int) -> Tensor:
+        rows = [image.read(slice(start, stop)).transpose(1, 0, 2) for image in self.images]
+        return torch.from_numpy(np.stack(rows, axis=-1))
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if is_fits_name(file))
+    if not files:
+        raise InputError("holds no FITS frames", path=path, expected="calibration frames")
+    return files
+
+
+def _master(path: Path, facts: FrameFacts, executor: Executor) -> NDArray[np.float32]:
+    """Return a master, (channels, height, width)."""
+    shape = (facts.channels, facts.height, facts.width)
+    with ExitStack() as stack:
+        images = [stack.enter_context(open_fits(file)) for file in _files(path)]
+        for image in images:
+            if image.shape != shape:
+                raise InputError(
+                    f"has {image.shape[2]} × {image.shape[1]} pixels",
+                    path=image.path,
+                    expected=f"{facts.width} × {facts.height}, as the lights have",
+                )
+        if len(images) == 1:
+            return images[0].read()
+        source = _SameRows(images)
+        sink = TensorSink(source.extent)
+        executor.map(Kernel("master", _combine), source, sink)
+    return np.ascontiguousarray(sink.result.cpu().numpy().transpose(1, 0, 2))
+
+
+def _combine(samples: Tensor) -> Tensor:
+    return combine(samples, rejection=Rejection("winsorized_sigma_clip")).image
+
+
+def _normalised(flat: NDArray[np.float32], facts: FrameFacts, path: Path) -> NDArray[np.float32]:
+    """Return the flat with a mean of 1 in each colour, so that it changes no colour balance."""
+    _, height, width = flat.shape
+    masks = sites(facts.pattern, height, width).numpy() if facts.pattern else np.ones((1, height, width), bool)
+    result = np.full_like(flat, np.nan)
+    for channel, plane in enumerate(flat):
+        for mask in masks:
+            mean = float(np.nanmean(plane[mask]))
+            if not mean > 0:
+                raise InputError(f"its mean is {mean:.4g}", path=path, expected="a flat that saw light")
+            share = plane[mask] / mean
+            result[channel][mask] = np.where(share >= LEAST_FLAT, share, np.nan)
+    return result

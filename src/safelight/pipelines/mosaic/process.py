@@ -1,0 +1,262 @@
+"""The job: register all frames, stack each group on the common canvas, assemble the stacks, audit the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from safelight.core.errors import InputError, NothingToDoError
+from safelight.core.events import Severity, Value
+from safelight.core.pipeline import Context, Item, Prepared, Record, Refusal
+from safelight.formats.fits import open_fits
+from safelight.kernels.coadd import LAYERS
+from safelight.kernels.combine import PLANES
+from safelight.kernels.feather import feather_weights
+from safelight.kernels.matching import Overlap
+from safelight.pipelines.mosaic.assembly import (
+    Tile,
+    TilesSource,
+    coadd_kernel,
+    find_overlaps,
+    match,
+    seam_step,
+    unmatched,
+)
+from safelight.pipelines.mosaic.audit import check_noise, check_seam, check_stars
+from safelight.pipelines.mosaic.calibration import Calibration, read_calibration
+from safelight.pipelines.mosaic.canvas import Canvas, common_canvas
+from safelight.pipelines.mosaic.discovery import FrameFacts
+from safelight.pipelines.mosaic.frames import luminance_channel, stars_of
+from safelight.pipelines.mosaic.groups import Group, PlacedFrame, make_groups
+from safelight.pipelines.mosaic.items import frame_names
+from safelight.pipelines.mosaic.options import RunOptions
+from safelight.pipelines.mosaic.preview import write_preview
+from safelight.pipelines.mosaic.refinement import Alignment
+from safelight.pipelines.mosaic.registered import RegisteredFrame, register_frame, scratch_folder
+from safelight.pipelines.mosaic.registration import align
+from safelight.pipelines.mosaic.solutions import find_solutions
+from safelight.pipelines.mosaic.stack import StackSource, stack_kernel
+from safelight.pipelines.mosaic.stack_file import StackFile, create_stack, wcs_header
+from safelight.pipelines.mosaic.stars import StarField, measure_stars
+
+FRAMES = "frames"
+TILES = "tiles"
+SCRATCH = "scratch"
+SCIENCE = "mosaic_science.fits"
+PREVIEW = "mosaic_preview.png"
+
+MATCH_TOLERANCE = 2.0
+"""Pixels within which two detections are one star, once frames are registered."""
+
+AUDITED_FRAMES = 9
+"""Single frames that a stack is compared with."""
+
+_REASONS = {
+    "too_few_stars": "it has too few stars",
+    "no_match": "its stars match those of no other frame",
+    "not_connected": "no chain of overlapping frames joins it to the others",
+    None: "for no known reason",
+}
+
+
+def register(items: Sequence[Item], options: RunOptions, context: Context) -> Prepared:
+    """Measure and place every frame; return the groups to stack."""
+    frames: tuple[FrameFacts, ...] = items[0].payload
+    names = frame_names(frames, options.input)
+    calibration = read_calibration(options.bias, options.dark, options.flat, frames[0], context.executor)
+    refused: list[Refusal] = []
+    fields = _measure_all(dict(zip(names, frames, strict=True)), calibration, refused, context)
+    facts = {name: frame for name, frame in zip(names, frames, strict=True) if name in fields}
+    if not fields:
+        raise NothingToDoError("no frame has stars", path=options.input, expected="frames of the sky, in focus")
+    solutions = find_solutions(facts, fields, calibration, options, context)
+    if not solutions:
+        context.events.warning("relative_grid", frames=len(fields))
+    scale = next((frame.scale for frame in facts.values() if frame.scale), 1.0)
+    alignments = align(fields, solutions, scale)
+    placed = _placed(facts, fields, alignments, options, refused)
+    if not placed:
+        raise NothingToDoError("no frame could be placed", path=options.input, expected="frames that share stars")
+    canvas = common_canvas([frame.footprint for frame in placed], scale=options.pixel_scale)
+    groups = make_groups(placed, canvas)
+    context.events.info(
+        "frames_registered",
+        frames=len(placed),
+        groups=len(groups),
+        width=canvas.shape[1],
+        height=canvas.shape[0],
+        residual=float(np.nanmedian([frame.alignment.residual for frame in placed] or [np.nan])),
+    )
+    stacks = tuple(
+        Item(f"group-{number:02}", tuple(frame.facts.path for frame in group.frames), group)
+        for number, group in enumerate(groups, start=1)
+    )
+    return Prepared((canvas, calibration), _digest(placed, canvas, calibration), stacks, tuple(refused))
+
+
+def stack(item: Item, options: RunOptions, context: Context, prepared: tuple[Canvas, Calibration]) -> Record:
+    """Stack the frames of one group on its window of the canvas."""
+    group: Group = item.payload
+    _, calibration = prepared
+    path = context.folder / TILES / f"{item.name}.fits"
+    path.parent.mkdir(exist_ok=True)
+    with scratch_folder(context.folder / SCRATCH / item.name) as scratch:
+        registered = list(_registered(group, calibration, options, scratch, item.name, context))
+        kernel = stack_kernel(registered, options)
+        source = StackSource(registered)
+        with create_stack(
+            path, PLANES, (source.shape[0], *group.shape), group.wcs, {"NFRAMES": len(registered)}
+        ) as sink:
+            context.executor.map(kernel, source, sink)
+        with StackFile(path) as planes:
+            checks = _audit_group(item.name, registered, kernel.constants[0], planes)
+            metrics = _shares_rejected(planes)
+    details: dict[str, Any] = {
+        "frames": [_frame_record(frame) for frame in group.frames],
+        "window": list(group.window),
+        "noise": float(np.median([frame.noise for frame in registered])),
+        "checks": checks,
+    }
+    return Record((path,), metrics, details)
+
+
+def assemble(item: Item, options: RunOptions, context: Context, prepared: tuple[Canvas, Calibration]) -> Record:
+    """Match the stacks of all groups, blend them into the mosaic, and audit it."""
+    canvas, _ = prepared
+    records: Mapping[str, Any] = item.payload
+    path = context.folder / SCIENCE
+    with ExitStack() as opened:
+        tiles = [
+            Tile(name, opened.enter_context(StackFile(record.outputs[0])), tuple(record.details["window"]))
+            for name, record in records.items()
+        ]
+        channels = tiles[0].file.channels
+        overlaps = find_overlaps(tiles)
+        coefficients = match(overlaps, tiles, channels) if options.match_background else unmatched(channels, len(tiles))
+        source = TilesSource(tiles, canvas.shape, coefficients, _feathers(tiles, options.feather))
+        frames = sum(len(record.details["frames"]) for record in records.values())
+        with create_stack(path, LAYERS, (channels, *canvas.shape), canvas.wcs, {"NFRAMES": frames}) as sink:
+            context.executor.map(coadd_kernel(options.final_assembly == "reproject_coadd"), source, sink)
+        noise = float(np.median([record.details["noise"] for record in records.values()]))
+        seams = _audit_seams(tiles, overlaps, coefficients, noise)
+    preview = context.folder / PREVIEW
+    with open_fits(path) as image:
+        write_preview(preview, image.read())
+    checks = [*(check for record in records.values() for check in record.details["checks"]), *seams]
+    for check in checks:
+        if not check["passed"]:
+            context.events.warning("audit_missed", **check)
+    return Record((path, preview), details={"checks": checks})
+
+
+def _measure_all(
+    frames: Mapping[str, FrameFacts], calibration: Calibration, refused: list[Refusal], context: Context
+) -> dict[str, StarField]:
+    """Return the stars of every frame that has some; the others are refused."""
+    cache = context.folder / FRAMES
+    cache.mkdir(exist_ok=True)
+    fields = {}
+    for number, (name, facts) in enumerate(frames.items()):
+        context.progress(number, len(frames), "measuring_progress")
+        try:
+            fields[name] = stars_of(facts, calibration, cache)
+        except InputError as error:
+            error.path = facts.path
+            refused.append(Refusal(name, error))
+    return fields
+
+
+def _placed(
+    facts: Mapping[str, FrameFacts],
+    fields: Mapping[str, StarField],
+    alignments: Mapping[str, Alignment],
+    options: RunOptions,
+    refused: list[Refusal],
+) -> tuple[PlacedFrame, ...]:
+    """Return the frames that have their place; those without one, or with stars too far off, are refused."""
+    placed = []
+    for name, alignment in alignments.items():
+        problem = None
+        if alignment.wcs is None:
+            problem = f"could not be placed: {_REASONS[alignment.reason]}"
+        elif alignment.residual > options.max_residual:
+            problem = f"its stars are {alignment.residual:.2f} pixels off"
+        if problem is None:
+            placed.append(PlacedFrame(name, facts[name], fields[name], alignment))
+            continue
+        refused.append(Refusal(name, InputError(problem, path=facts[name].path), Severity.WARNING))
+    return tuple(placed)
+
+
+def _digest(placed: Sequence[PlacedFrame], canvas: Canvas, calibration: Calibration) -> str:
+    """Return what changes whenever a stack would come out different for other reasons than its frames."""
+    places = [[frame.name, wcs_header(frame.wcs).tostring()] for frame in placed]
+    whole = json.dumps([places, wcs_header(canvas.wcs).tostring(), canvas.shape, calibration.digest])
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def _registered(
+    group: Group, calibration: Calibration, options: RunOptions, scratch: Path, name: str, context: Context
+) -> Iterator[RegisteredFrame]:
+    for number, frame in enumerate(group.frames):
+        context.progress(number, len(group.frames), "registering_progress", group=name)
+        path = scratch / f"{number:05}.raw"
+        yield register_frame(frame, group, calibration, options.interpolation, path, context.executor)
+
+
+def _audit_group(
+    name: str, registered: Sequence[RegisteredFrame], scale: Tensor, planes: StackFile
+) -> list[dict[str, Value]]:
+    """Compare a stack with some of its frames, evenly chosen: their noise, and their stars."""
+    channel = luminance_channel(planes.channels)
+    numbers = np.unique(np.linspace(0, len(registered) - 1, min(len(registered), AUDITED_FRAMES)).round().astype(int))
+    frames = [measure_stars(registered[n].channel(channel) * float(scale[n, channel])) for n in numbers]
+    stacked = measure_stars(planes.read("image")[channel])
+    n_eff = planes.read("n_eff")[channel]
+    effective = float(np.median(n_eff[n_eff > 0]))
+    noise = check_noise(name, [field.noise for field in frames], stacked.noise, effective)
+    return [check.as_json() for check in (noise, *check_stars(name, frames, stacked, MATCH_TOLERANCE))]
+
+
+def _audit_seams(
+    tiles: Sequence[Tile], overlaps: Sequence[Sequence[Overlap]], coefficients: Tensor, noise: float
+) -> list[dict[str, Value]]:
+    channel = luminance_channel(len(coefficients))
+    checks = []
+    for pair in overlaps:
+        overlap = pair[channel]
+        where = f"{tiles[overlap.first].name} / {tiles[overlap.second].name}"
+        checks.append(check_seam(where, seam_step(overlap, coefficients[channel]), noise).as_json())
+    return checks
+
+
+def _shares_rejected(planes: StackFile) -> dict[str, float]:
+    """Return which share of the samples was rejected as too low, and as too high."""
+    low, high, count = (float(planes.read(name).sum(dtype=np.float64)) for name in ("low", "high", "count"))
+    return {"rejected_low": low / (low + high + count), "rejected_high": high / (low + high + count)}
+
+
+def _feathers(tiles: Sequence[Tile], width: int) -> dict[str, Tensor]:
+    covered = {tile.name: torch.from_numpy(tile.file.read("count").min(axis=0) > 0) for tile in tiles}
+    return {name: feather_weights(valid, width) for name, valid in covered.items()}
+
+
+def _frame_record(frame: PlacedFrame) -> dict[str, Value]:
+    """Return what the report says about a frame."""
+    return {
+        "name": frame.name,
+        "stars": len(frame.field),
+        "fwhm": frame.field.median_fwhm,
+        "background": frame.field.background,
+        "noise": frame.field.noise,
+        "residual": frame.alignment.residual,
+        "source": frame.alignment.source,
+    }

@@ -1,0 +1,147 @@
+"""Registered frames: each is resampled once onto the grid of its group and waits in a scratch file to be stacked.
+
+Hundreds of frames so never are in memory at once.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from safelight.core.execute import Executor
+from safelight.core.files import output_error
+from safelight.kernels.normalisation import MAD_TO_SIGMA
+from safelight.kernels.resample import Interpolation, resampling
+from safelight.pipelines.mosaic.calibration import Calibration
+from safelight.pipelines.mosaic.frames import read_frame
+from safelight.pipelines.mosaic.groups import Group, PlacedFrame
+from safelight.pipelines.mosaic.mapping import CoordinateSource, sky_transform
+
+BACKGROUND_SAMPLES = 1 << 16
+"""Pixels of a frame that its level is taken from."""
+
+STAR_LIMIT = 3.0
+"""Standard deviations above the level from which a sample is star and not background."""
+
+_NOISE_LAG = 4
+"""Pixels between the samples of a difference: nearer ones share measured pixels since demosaicing and resampling."""
+
+_NOISE_SAMPLES = 1 << 18
+
+
+@dataclass(frozen=True)
+class RegisteredFrame:
+    """A frame on the grid of its group, in a scratch file of float32 (rows, channels, width).
+
+    Parameters
+    ----------
+    name : str
+    path : Path
+    shape : tuple of int
+        (rows, channels, width).
+    noise : tuple of float
+        Standard deviation of one resampled pixel, per channel.
+    fwhm : float
+        Of its stars, in pixels of the frame.
+    """
+
+    name: str
+    path: Path
+    shape: tuple[int, int, int]
+    noise: tuple[float, ...]
+    fwhm: float
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return rows, (stop − start, channels, width) float32."""
+        row = self.shape[1] * self.shape[2]
+        block = np.fromfile(self.path, np.float32, (stop - start) * row, offset=start * row * 4)
+        return block.reshape(stop - start, *self.shape[1:])
+
+    def channel(self, number: int) -> np.ndarray:
+        """Return one channel, (rows, width)."""
+        return np.array(self._mapped()[:, number])
+
+    def background(self) -> Tensor:
+        """Return evenly spread samples of each channel, (channels, n), NaN where there is nothing or a star."""
+        rows, channels, width = self.shape
+        step = max(round((rows * width / BACKGROUND_SAMPLES) ** 0.5), 1)
+        spread_out = self._mapped()[::step, :, ::step]
+        samples = torch.from_numpy(np.moveaxis(spread_out, 1, 0).reshape(channels, -1).copy())
+        level = samples.nanmedian(1, keepdim=True).values
+        spread = MAD_TO_SIGMA * (samples - level).abs().nanmedian(1, keepdim=True).values
+        return samples.masked_fill(samples > level + STAR_LIMIT * spread, torch.nan)
+
+    def _mapped(self) -> np.memmap:
+        return np.memmap(self.path, np.float32, "r", shape=self.shape)
+
+
+class _RegisteredSink:
+    """Appends rows (rows, 2, channels, width), values first, to a scratch file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, start: int, stop: int, result: Tensor) -> None:
+        """Take rows ``start`` to ``stop``, in order."""
+        self._file.write(result[:, 0].contiguous().numpy().tobytes())
+
+
+def register_frame(
+    frame: PlacedFrame,
+    group: Group,
+    calibration: Calibration,
+    interpolation: Interpolation,
+    path: Path,
+    executor: Executor,
+) -> RegisteredFrame:
+    """Resample a frame onto the grid of its group, into a scratch file.
+
+    Raises
+    ------
+    InputError
+        The frame cannot be read any more.
+    OutputError
+        The scratch file cannot be written.
+    """
+    image = read_frame(frame.facts, calibration)
+    size = (frame.facts.height, frame.facts.width)
+    source = CoordinateSource(sky_transform(group.wcs, frame.wcs, size), group.shape, size)
+    try:
+        with path.open("wb") as file:
+            executor.map(resampling(image, interpolation), source, _RegisteredSink(file))
+    except OSError as error:
+        raise output_error(path, error) from error
+    shape = (group.shape[0], len(image), group.shape[1])
+    noise = noise_of(torch.from_numpy(np.memmap(path, np.float32, "c", shape=shape)))
+    return RegisteredFrame(frame.name, path, shape, noise, frame.field.median_fwhm)
+
+
+def noise_of(rows: Tensor) -> tuple[float, ...]:
+    """Return the standard deviation of one pixel of each channel of (rows, channels, width).
+
+    It is taken from differences of pixels in a row, so that gradients do not count, and robustly, so that stars do
+    not.
+    """
+    differences = (rows[:, :, _NOISE_LAG:] - rows[:, :, :-_NOISE_LAG]).transpose(0, 1).flatten(1)
+    samples = differences[:, :: max(differences.shape[1] // _NOISE_SAMPLES, 1)]
+    deviations = (samples - samples.nanmedian(1, keepdim=True).values).abs()
+    return tuple(float(value) for value in MAD_TO_SIGMA * deviations.nanmedian(1).values / 2**0.5)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder for registered frames, gone afterwards however the work ends."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
