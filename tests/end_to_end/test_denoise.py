@@ -134,3 +134,11 @@ def test_a_plan_is_printed_and_nothing_is_written(tmp_path: Path) -> None:
     assert "training step" in done.stderr
     assert "unet2d" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} <= {"a.tif", "cache"}
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_and_denoises(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", noisy(64, 64))
+    done = denoise(tmp_path, "run", "a.tif", "--steps", "3", "--features", "8", "--compile", "--out", "o")
+    assert done.returncode == 0, done.stderr
+    assert "graphs" in json.loads((tmp_path / "o" / "run.json").read_text())["device"]["compile"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -165,6 +165,8 @@ def read_ahead(source: Source, chunks: Sequence[Chunk]) -> Iterator[Iterator[Ten
         yield taken()
     finally:
         stop.set()
+        with suppress(queue.Empty):  # room for what the reader is putting, so that it need not wait
+            line.get_nowait()
         reader.join()
 
 

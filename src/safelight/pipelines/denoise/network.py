@@ -92,8 +92,17 @@ class MaxBlurPool(nn.Module):
         pool, conv = (
             (functional.max_pool2d, functional.conv2d) if self.dims == 2 else (functional.max_pool3d, functional.conv3d)
         )
-        peaks = functional.pad(pool(x, 2, stride=1), (1, 1) * self.dims, mode="replicate")
+        peaks = _replicated(pool(x, 2, stride=1), self.dims)
         return conv(peaks, self.blur.to(peaks.dtype), stride=2, groups=self.channels)
+
+
+def _replicated(x: Tensor, dims: int) -> Tensor:
+    """Return a tensor with its borders replicated by one pixel on each side."""
+    if not torch.compiler.is_compiling():
+        return functional.pad(x, (1, 1) * dims, mode="replicate")
+    for axis in range(2, 2 + dims):  # slower, but the compiler fails on the backward of pad in channels_last (2.13)
+        x = torch.cat((x.narrow(axis, 0, 1), x, x.narrow(axis, x.shape[axis] - 1, 1)), axis)
+    return x
 
 
 class ConvBlock(nn.Sequential):
