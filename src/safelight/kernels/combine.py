@@ -17,7 +17,7 @@ from safelight.kernels.ordering import sort_frames
 from safelight.kernels.rejection import (
     REJECTIONS,
     Rejection,
-    count_of,
+    less,
     median_of_sorted,
     positions_of,
     reject,
@@ -31,7 +31,7 @@ BLOCK_SAMPLES = 1 << 18
 """Samples that are computed at a time: what a processor's cache holds. More only takes more memory, also on a GPU."""
 BLOCK_PIXELS = 1 << 12
 """Pixels that a block has at least, however many frames there are."""
-WAITING_BLOCKS = 4
+WAITING_BLOCKS = 2
 """How many blocks' worth of pixels are iterated at once."""
 MEDIAN_LOSS = math.pi / 2
 """Variance of the median over that of the mean, of Gaussian samples."""
@@ -244,35 +244,32 @@ def _combine_ordered(
 ) -> tuple[Tensor, Tensor]:
     """Return the planes of :class:`Combined`, (7, pixels), and where further passes may change them."""
     values, weights, noise = ordered
-    total = count_of(values < math.inf)
+    valid = less(values, values.new_tensor(math.inf))
+    total = valid.sum(0)
     level = median_of_sorted(values, torch.zeros_like(total), total)
     deviations = torch.nan_to_num(values - level, nan=0.0, posinf=0.0)
     low, high, again = reject(deviations, total, level, rejection, quick=quick)
-    kept = (torch.arange(values.shape[0], device=values.device)[:, None] < total) & ~(low | high)
-    count = count_of(kept)
+    kept = valid - low - high
+    count = kept.sum(0)
 
-    w = kept.to(values.dtype)
-    if weights is not None and statistic == "mean":
-        w *= weights
+    w = kept if weights is None or statistic == "median" else kept * weights
     weight = sum_of(w.clone())
+    n_eff = torch.nan_to_num(weight * weight / sum_of(w * w), nan=0.0)
+    variance = torch.full_like(weight, math.nan) if noise is None else sum_of((w * noise).square()) / (weight * weight)
     if statistic == "mean":
         image = level + sum_of(w * deviations) / weight
-        loss = torch.ones_like(weight)
     else:
         image = level + _median_of_kept(deviations, kept, count)
         loss = torch.where(count > 2, MEDIAN_LOSS, torch.ones_like(weight))
-    variance = torch.full_like(weight, math.nan)
-    if noise is not None:
-        variance = sum_of((w * noise).square()) / weight.square() * loss
-    n_eff = torch.nan_to_num(weight.square() / sum_of(w.square()) / loss, nan=0.0)
-    return torch.stack((image, weight, variance, count, n_eff, count_of(low), count_of(high))), again
+        n_eff, variance = n_eff / loss, variance * loss
+    return torch.stack((image, weight, variance, count, n_eff, low.sum(0), high.sum(0))), again
 
 
 def _median_of_kept(deviations: Tensor, kept: Tensor, count: Tensor) -> Tensor:
     """Return the median of the samples that are kept, NaN where there are none."""
     place = kept.cumsum(0) * kept
-    below = sum_of(deviations * (place == (count + 1) // 2))
-    above = sum_of(deviations * (place == count // 2 + 1))
+    below = sum_of(deviations * (place == ((count + 1) / 2).floor()))
+    above = sum_of(deviations * (place == (count / 2).floor() + 1))
     return torch.where(count > 0, below + (above - below) / 2, math.nan)
 
 
