@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import math
 import os
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 from astropy.io import fits
 from astropy.io.fits import Header
-from astropy.utils.exceptions import AstropyUserWarning, AstropyWarning
+from astropy.io.fits.hdu.compressed._compression import CfitsioException  # public nowhere, and what damage raises
+from astropy.utils.exceptions import AstropyWarning
 from numpy.typing import NDArray
 
 from safelight.core.errors import InputError
@@ -30,7 +32,19 @@ SUFFIXES = (".fit", ".fits", ".fts", ".fit.fz", ".fits.fz", ".fts.fz")
 BLOCK = 2880
 """Bytes to which FITS pads headers and data."""
 
-_PARSER_ERRORS = (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, EOFError, fits.VerifyError)
+MOST_HEADER_BLOCKS = 4096
+"""A header of 12 MB holds 147,000 cards; a file that goes on without END is none."""
+
+MOST_AXES = 999
+"""Of the FITS standard."""
+
+_DAMAGE = (
+    *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, EOFError),
+    *(struct.error, zlib.error, fits.VerifyError, CfitsioException),
+)
+_BEGIN = b"SIMPLE  ="
+_END = b"END".ljust(80)
+_CARD = 80
 _IMAGES = (fits.PrimaryHDU, fits.ImageHDU, fits.CompImageHDU)
 
 
@@ -46,11 +60,16 @@ class FitsImage:
     ----------
     path : Path
     hdu : HDU of astropy
+
+    Attributes
+    ----------
+    header : Header
+        Without the cards that nobody can read, such as ``CCD-TEMP= NaN``.
     """
 
     def __init__(self, path: Path, hdu: Any) -> None:
         self.path = path
-        self.header: Header = hdu.header
+        self.header = Header([card for card in hdu.header.cards if _is_legible(card)])
         self._hdu = hdu
         self.shape: tuple[int, int, int] = _shape(path, hdu)
 
@@ -111,15 +130,16 @@ def open_planes(path: Path) -> Iterator[dict[str, FitsImage]]:
     if not path.is_file():
         problem = "is not a file" if path.exists() else "does not exist"
         raise InputError(problem, path=path, expected="a FITS image", remedy="check the path")
+    with _reading(path), path.open("rb") as file:
+        _check_structure(path, file)
     with ExitStack() as stack:
         with _reading(path):
             hdus = stack.enter_context(_opened(path))
             found = [hdu for hdu in hdus if isinstance(hdu, _IMAGES) and hdu.header.get("NAXIS", 0)]
-        if not found:
+            images = {hdu.name or f"HDU{number}": FitsImage(path, hdu) for number, hdu in enumerate(found)}
+        if not images:
             raise InputError("holds no image", path=path, expected="an image of two axes or three")
-        for hdu in found:
-            _check_size(path, hdu)
-        yield {hdu.name or f"HDU{number}": FitsImage(path, hdu) for number, hdu in enumerate(found)}
+        yield images
 
 
 def _opened(path: Path) -> fits.HDUList:
@@ -216,47 +236,76 @@ def _shape(path: Path, hdu: Any) -> tuple[int, int, int]:
     return shape
 
 
-def _check_size(path: Path, hdu: Any) -> None:
-    """Refuse what cannot be true before anything is allocated."""
-    header = hdu.header
-    claimed = math.prod(hdu.shape) * abs(int(header["BITPIX"])) // 8
-    compressed = isinstance(hdu, fits.CompImageHDU)
-    Limits().check_claim(path, claimed, compressed)
-    end = 0 if compressed else hdu.fileinfo()["datLoc"] + claimed
-    if end > path.stat().st_size:
-        raise InputError(
-            f"is cut short: {end} bytes are needed, there are {path.stat().st_size}",
-            path=path,
-            expected="a whole file",
-            remedy="copy it again",
-        )
+def _is_legible(card: fits.Card) -> bool:
+    try:
+        return card.value is not None
+    except fits.VerifyError:
+        return False
 
 
-class _Quiet:
-    """astropy's warnings about a file: those of damage become errors, the others say nothing that matters here."""
+def _check_structure(path: Path, file: BinaryIO) -> None:
+    """Refuse headers that cannot be true, before a parser allocates or counts what they claim."""
+    if file.read(len(_BEGIN)) != _BEGIN:
+        raise ValueError("it does not begin like a FITS file")
+    size = path.stat().st_size
+    end = 0
+    while end < size:
+        file.seek(end)
+        header = _read_header(file)
+        needed = file.tell() + _data_bytes(header)
+        if needed > size:
+            raise InputError(
+                f"is cut short: {needed} bytes are needed, there are {size}",
+                path=path,
+                expected="a whole file",
+                remedy="copy it again",
+            )
+        if header.get("ZIMAGE"):
+            Limits().check_claim(path, _pixel_bytes(header, "Z", "ZNAXIS"), compressed=True)
+            Limits().check_claim(path, _pixel_bytes(header, "Z", "ZTILE"), compressed=True)
+        end = -(-needed // BLOCK) * BLOCK
 
-    def __enter__(self) -> Self:
-        self._caught = warnings.catch_warnings()
-        self._caught.__enter__()
-        warnings.simplefilter("ignore", AstropyWarning)
-        warnings.filterwarnings("error", ".*truncated.*", AstropyUserWarning)
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._caught.__exit__(kind, error, trace)
+def _read_header(file: BinaryIO) -> Header:
+    blocks = []
+    for _ in range(MOST_HEADER_BLOCKS):
+        block = file.read(BLOCK)
+        if len(block) < BLOCK:
+            break
+        blocks.append(block)
+        if any(block[start : start + _CARD] == _END for start in range(0, BLOCK, _CARD)):
+            return Header.fromstring(b"".join(blocks).decode("ascii", "replace").replace("\ufffd", "?"))
+    raise ValueError("its header has no end")
+
+
+def _data_bytes(header: Header) -> int:
+    """Return the size of the data behind a header, without padding."""
+    heap, groups = int(header.get("PCOUNT", 0)), int(header.get("GCOUNT", 1))
+    if heap < 0 or groups < 0:
+        raise ValueError(f"PCOUNT is {heap}, GCOUNT is {groups}")
+    return groups * (_pixel_bytes(header, "", "NAXIS") + heap * abs(int(header["BITPIX"])) // 8)
+
+
+def _pixel_bytes(header: Header, prefix: str, name: str) -> int:
+    """Return the size of the pixels that axes claim; axes of tiles are 1 where they are not given."""
+    bits, axes = int(header[f"{prefix}BITPIX"]), int(header[f"{prefix}NAXIS"])
+    if bits not in (8, 16, 32, 64, -32, -64) or not 0 <= axes <= MOST_AXES:
+        raise ValueError(f"{prefix}BITPIX is {bits}, {prefix}NAXIS is {axes}")
+    keys = [f"{name}{axis}" for axis in range(1, axes + 1)]
+    sizes = [int(header.get(key, 1) if name == "ZTILE" else header[key]) for key in keys]
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"{name} is {sizes}")
+    return math.prod(sizes) * abs(bits) // 8 if sizes else 0
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turn what astropy raises on a damaged file into an InputError that names it."""
     try:
-        with _Quiet():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyWarning)  # oddities of headers; damage was looked for before
             yield
-    except (InputError, MemoryError):
-        raise
-    except (*_PARSER_ERRORS, AstropyUserWarning) as error:
+    except _DAMAGE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(
             f"cannot be read: {' '.join(reason.split()) or type(error).__name__}",
