@@ -131,7 +131,7 @@ def test_a_plan_is_printed_and_nothing_is_written(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", noisy(64, 64))
     done = denoise(tmp_path, "run", "a.tif", "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "training step" in done.stderr
+    assert "Plan: training" in done.stderr
     assert "unet2d" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} <= {"a.tif", "cache"}
 
