@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from safelight.core.kernel import KernelInfo, Sample
+from safelight.kernels.gaussian import weigh_neighbours
 
 Pattern = Literal["RGGB", "BGGR", "GRBG", "GBRG"]
 """Colours of the first two rows, each two pixels, as they lie in memory."""
@@ -18,8 +19,8 @@ COLOURS = "RGB"
 HALO = 1
 """Rows of context that a row needs."""
 
-# Distance weights of bilinear interpolation: red and blue lie on a grid of 2, green on the diagonals between.
-_WEIGHTS = ((0.25, 0.5, 0.25), (0.5, 1.0, 0.5), (0.25, 0.5, 0.25))
+# Along each axis. Their product weighs by distance: red and blue lie on a grid of 2, green on the diagonals between.
+_WEIGHTS = (0.5, 1.0, 0.5)
 
 
 def flipped(pattern: Pattern, rows: int) -> Pattern:
@@ -63,11 +64,15 @@ def demosaic(mosaic: Tensor, pattern: Pattern) -> Tensor:
     height, width = mosaic.shape
     measured = sites(pattern, height, width, mosaic.device) & mosaic.isfinite()
     values = torch.where(measured, mosaic, 0)
-    kernel = torch.tensor(_WEIGHTS, dtype=mosaic.dtype, device=mosaic.device)[None, None]
-    total = nn.functional.conv2d(values[:, None], kernel, padding=1)[:, 0]
-    weight = nn.functional.conv2d(measured.to(mosaic.dtype)[:, None], kernel, padding=1)[:, 0]
-    between = total / weight.masked_fill(weight == 0, torch.nan)
+    weight = _sum_near(measured.to(mosaic.dtype))
+    between = _sum_near(values) / weight.masked_fill(weight == 0, torch.nan)
     return torch.where(measured, mosaic, between).masked_fill(mosaic.isnan(), torch.nan)
+
+
+def _sum_near(planes: Tensor) -> Tensor:
+    """Return the weighted sum over each pixel and its eight neighbours; beyond the edge is 0."""
+    padded = nn.functional.pad(planes, (1, 1, 1, 1))
+    return weigh_neighbours(weigh_neighbours(padded, _WEIGHTS, -2), _WEIGHTS, -1)
 
 
 def _pattern(letters: str) -> Pattern:

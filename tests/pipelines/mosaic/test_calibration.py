@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,3 +96,14 @@ def test_other_masters_have_another_digest(tmp_path: Path, executor: Executor) -
         for level in (1.0, 2.0)
     }
     assert len(digests) == 2
+
+
+def test_a_dark_of_another_exposure_is_refused(tmp_path: Path, executor: Executor) -> None:
+    path = write(tmp_path / "dark.fits", np.zeros((HEIGHT, WIDTH)))
+    lights = replace(FACTS, exposure=10.0)
+    read_calibration(None, path, None, lights, executor)  # a dark that does not say its exposure
+    fits.setval(path, "EXPTIME", value=10.2)
+    read_calibration(None, path, None, lights, executor)
+    fits.setval(path, "EXPTIME", value=30.0)
+    with pytest.raises(InputError, match=r"dark\.fits: was exposed for 30 s.*10 s, as the lights"):
+        read_calibration(None, path, None, lights, executor)

@@ -25,10 +25,13 @@ from safelight.formats.fits import FitsImage, is_fits_name, open_fits
 from safelight.kernels.combine import combine
 from safelight.kernels.demosaic import sites
 from safelight.kernels.rejection import Rejection
-from safelight.pipelines.mosaic.discovery import FrameFacts
+from safelight.pipelines.mosaic.discovery import FrameFacts, read_facts
 
 LEAST_FLAT = 0.05
 """Share of a colour's mean below which a pixel of a flat saw no light and cannot be corrected."""
+
+SAME_EXPOSURE = 0.05
+"""Relative difference up to which a dark's exposure is that of the lights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +88,10 @@ def read_calibration(
     Raises
     ------
     InputError
-        A master is missing, damaged, or of another size than the lights.
+        A master is missing, damaged, or of another size than the lights; or a dark has another exposure.
     """
+    if dark is not None:
+        _check_exposure(dark, facts)
     masters = {path: _master(path, facts, executor) for path in (bias, dark, flat) if path is not None}
     dark_or_bias = dark or bias
     level = None
@@ -128,6 +133,19 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise InputError("holds no FITS frames", path=path, expected="calibration frames")
     return files
+
+
+def _check_exposure(dark: Path, facts: FrameFacts) -> None:
+    """Refuse darks of another exposure: their dark current is not that of the lights. Unknown exposures pass."""
+    for file in _files(dark):
+        exposure = read_facts(file, "none").exposure
+        if abs(exposure - facts.exposure) > SAME_EXPOSURE * facts.exposure:
+            raise InputError(
+                f"was exposed for {exposure:g} s",
+                path=file,
+                expected=f"{facts.exposure:g} s, as the lights were",
+                remedy="darks of the lights' exposure, or --bias alone",
+            )
 
 
 def _master(path: Path, facts: FrameFacts, executor: Executor) -> NDArray[np.float32]:
