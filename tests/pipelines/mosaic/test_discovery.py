@@ -107,3 +107,16 @@ def test_the_order_does_not_depend_on_the_disk(tmp_path: Path) -> None:
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         find_frames(tmp_path / "nowhere", "auto")
+
+
+@pytest.mark.parametrize("image_type", ["Dark", "Master Flat", "Bias Frame", "FLATFIELD"])
+def test_calibration_frames_among_the_lights_are_left_out_even_if_they_are_more(
+    tmp_path: Path, image_type: str
+) -> None:
+    frame(tmp_path / "light.fits", IMAGETYP="Light Frame", FILTER="L")
+    for number in range(3):
+        frame(tmp_path / "others" / f"{number}.fits", IMAGETYP=image_type)
+    frames, refused = find_frames(tmp_path, "auto")
+    assert [facts.path.name for facts in frames] == ["light.fits"]
+    assert all(f"IMAGETYP is '{image_type}'" in str(refusal.error) for refusal in refused)
+    assert len(refused) == 3

@@ -21,6 +21,8 @@ from safelight.pipelines.mosaic.options import BayerPattern
 
 ARCSECONDS_PER_RADIAN = 206_264.806
 MICRONS_PER_MILLIMETRE = 1000.0
+CALIBRATION_TYPES = ("BIAS", "DARK", "FLAT", "OFFSET")
+"""Words that IMAGETYP has for frames that show no sky, such as "Dark Frame" or "Master Flat"."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class FrameFacts:
         Arc seconds per pixel, from focal length and pixel size.
     saturation : float, optional
         Level of a full pixel in a frame of whole numbers.
+    image_type : str
+        IMAGETYP, empty if unknown.
     """
 
     path: Path
@@ -61,6 +65,7 @@ class FrameFacts:
     dec: float | None = None
     scale: float | None = None
     saturation: float | None = None
+    image_type: str = ""
 
     @property
     def colours(self) -> int:
@@ -100,7 +105,7 @@ def find_frames(folder: Path, bayer_pattern: BayerPattern) -> tuple[list[FrameFa
             other = seen.setdefault(path.resolve(), path)
             if other is not path:
                 raise InputError(f"is the same file as {other}", path=path)
-            frames.append(read_facts(path, bayer_pattern))
+            frames.append(_light(read_facts(path, bayer_pattern)))
         except SafelightError as error:
             refused.append(Refusal(path.name, error))
     alike, others = _most_alike(frames)
@@ -143,7 +148,20 @@ def read_facts(path: Path, bayer_pattern: BayerPattern) -> FrameFacts:
         dec,
         _scale(header),
         _saturation(header),
+        _text(header, "IMAGETYP"),
     )
+
+
+def _light(facts: FrameFacts) -> FrameFacts:
+    """Refuse calibration frames, which often lie in folders beside the lights."""
+    if any(word in facts.image_type.upper() for word in CALIBRATION_TYPES):
+        raise InputError(
+            f"IMAGETYP is {facts.image_type!r}",
+            path=facts.path,
+            expected="a light frame",
+            remedy="name its folder with --bias, --dark or --flat",
+        )
+    return facts
 
 
 def _is_candidate(path: Path, folder: Path) -> bool:
