@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import psutil
@@ -149,7 +151,18 @@ def hardware_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "xpu":
         return str(torch.xpu.get_device_name(device))
-    return platform.processor() or platform.machine()
+    return _processor_name()
+
+
+@cache
+def _processor_name() -> str:
+    """Return the processor's model; Linux says it only in a file, and there not for all processors."""
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        described = ""
+    models = (line.partition(":")[2].strip() for line in described.splitlines() if line.startswith("model name"))
+    return next(models, "") or platform.processor() or platform.machine()
 
 
 def memory_of(device: torch.device) -> tuple[int | None, int | None]:
