@@ -311,7 +311,7 @@ class Limits:
             raise UnsafeInputError(
                 f"reading {format_bytes(wanted_bytes)} at once is more than the {format_bytes(most)} allowed",
                 path=path,
-                remedy="convert it to OME-Zarr, which is read in parts",
+                remedy="more memory, --memory-limit where it is set, or a file format that is read in parts",
             )
 
 

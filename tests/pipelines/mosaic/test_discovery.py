@@ -104,6 +104,13 @@ def test_the_order_does_not_depend_on_the_disk(tmp_path: Path) -> None:
     assert [facts.path.parent.name for facts in frames] == ["a", "b", "c"]
 
 
+def test_the_results_of_a_run_are_no_frames(tmp_path: Path) -> None:
+    frame(tmp_path / "a.fits")
+    frame(tmp_path / "out" / "tiles" / "group-01.fits")
+    frames, refused = find_frames(tmp_path, "auto", tmp_path / "out")
+    assert ([facts.path.name for facts in frames], refused) == (["a.fits"], [])
+
+
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         find_frames(tmp_path / "nowhere", "auto")

@@ -78,11 +78,21 @@ class FrameFacts:
         return self.width, self.height, self.colours, self.filter
 
 
-def find_frames(folder: Path, bayer_pattern: BayerPattern) -> tuple[list[FrameFacts], list[Refusal]]:
+def find_frames(
+    folder: Path, bayer_pattern: BayerPattern, own: Path | None = None
+) -> tuple[list[FrameFacts], list[Refusal]]:
     """Read the headers of all FITS files of a folder and its subfolders, or of one file.
 
     Frames of another size, number of colours or filter than most are left out; of two equal halves the one that holds
     the first frame by name stays.
+
+    Parameters
+    ----------
+    folder : Path
+    bayer_pattern : str
+        See ``read_facts``.
+    own : Path, optional
+        A folder that is not searched: the run's own, which may lie within.
 
     Returns
     -------
@@ -96,7 +106,8 @@ def find_frames(folder: Path, bayer_pattern: BayerPattern) -> tuple[list[FrameFa
     """
     if not folder.exists():
         raise InputError("does not exist", path=folder, expected="a folder of FITS frames", remedy="check the path")
-    paths = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if _is_candidate(path, folder))
+    found = [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if _is_candidate(path, folder))
+    paths = [path for path in found if own is None or own.absolute() not in path.absolute().parents]
     frames: list[FrameFacts] = []
     refused: list[Refusal] = []
     seen: dict[Path, Path] = {}

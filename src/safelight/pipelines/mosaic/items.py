@@ -18,7 +18,7 @@ def find_items(options: RunOptions) -> Found:
     InputError
         The input does not exist.
     """
-    frames, refused = find_frames(options.input, options.bayer_pattern)
+    frames, refused = find_frames(options.input, options.bayer_pattern, options.out)
     if not frames:
         return Found((), tuple(refused))
     name = options.input.resolve().name
