@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Literal
 
@@ -98,6 +98,11 @@ class BlindSpots:
     targets: Tensor
     weights: Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence[BlindSpots]) -> BlindSpots:
+        """Return the blind spots of several batches as those of one."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
     def loss_sum(self, prediction: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Return Σ (target − prediction)² · weight over patches ``start`` to ``stop``, in fp32.
 
@@ -125,6 +130,10 @@ class Draws:
     offsets: Tensor
     picks: Tensor
     noise: Tensor
+
+    def part(self, patches: slice) -> Draws:
+        """Return the numbers of some of the patches."""
+        return Draws(self.offsets[patches], self.picks[patches], self.noise[patches])
 
 
 class Masker:
@@ -157,19 +166,21 @@ class Masker:
 
     @cached_property
     def _sites(self) -> Tensor:
-        depth = (0,) * (len(self.patch) - 2)
-        sites = [(*depth, *site) for site in self.settings.sites]
-        return torch.tensor(sites, dtype=torch.int64, device=self.device).reshape(-1, len(self.patch))
+        return self._displacements(self.settings.sites).to(self.device)
 
     @cached_property
     def _window(self) -> Tensor:
         """Displacements of the neighbourhood, (W, dims), without the centre and the structural sites."""
         reach = torch.arange(-self.settings.radius, self.settings.radius + 1)
         window = torch.cartesian_prod(*(reach,) * len(self.patch)).reshape(-1, len(self.patch))
-        centre = torch.zeros(1, len(self.patch), dtype=torch.int64)
-        hidden = torch.cat((centre, self._sites.cpu()))
+        hidden = self._displacements(((0, 0), *self.settings.sites))
         kept = (window[:, None] != hidden[None]).any(2).all(1)
         return window[kept].to(self.device)
+
+    def _displacements(self, sites: Sequence[tuple[int, int]]) -> Tensor:
+        """Return displacements in a plane as those in a patch, (N, dims) on the CPU."""
+        depth = (0,) * (len(self.patch) - 2)
+        return torch.tensor([(*depth, *site) for site in sites], dtype=torch.int64).reshape(-1, len(self.patch))
 
     def draw(self, batch: int, channels: int, generator: torch.Generator | None = None) -> Draws:
         """Draw the random numbers for one batch."""

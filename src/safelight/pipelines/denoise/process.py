@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
+import torch
 
 from safelight.core.errors import InputError
+from safelight.core.execute import Measured
 from safelight.core.files import digest
 from safelight.core.pipeline import Context, Item, Prepared, Record
-from safelight.core.plan import Plan
+from safelight.core.plan import Corrections, Plan
 from safelight.formats.microscopy import Conversion, ImageFile, create_image, open_image, to_dtype
 from safelight.pipelines.denoise.comparison import compare_with_clean, find_clean
 from safelight.pipelines.denoise.frames import Frames, Slices
@@ -30,8 +32,9 @@ from safelight.pipelines.denoise.options import (
 )
 from safelight.pipelines.denoise.prediction import choose_layout, predict
 from safelight.pipelines.denoise.report import LOSSES
+from safelight.pipelines.denoise.sampling import pool_bytes
 from safelight.pipelines.denoise.setup import Setup, choose_setup
-from safelight.pipelines.denoise.training import Epoch, Trained, Training, patch_shape
+from safelight.pipelines.denoise.training import Epoch, Trained, Training, data_limit, patch_shape
 
 BEST_MODEL = "model_best.safetensors"
 CHECKPOINT = "training.checkpoint"
@@ -45,7 +48,9 @@ def train_model(items: Sequence[Item], options: RunOptions | TrainOptions, conte
     with _opened(items, options) as images:
         setup = choose_setup(items, images, options, context.events)
         training = _start_training(items, images, setup, context)
+        context.events.debug("plan", **training.plan.describe())
         trained = training.run(checkpoint, lambda epoch: _tell(epoch, training.steps, options, context))
+    _learn_memory(training, context)
     _say_training(trained, training, context)
     trained.last.save(folder / "model_last.safetensors")
     trained.best.save(folder / BEST_MODEL)
@@ -109,8 +114,7 @@ def plan(item: Item, options: RunOptions | PredictOptions, context: Context) -> 
             setup = choose_setup([item], [image], options, context.events)
             frames = Frames(image, setup.architecture.dims)
             model = DenoiseModel.untrained(setup.architecture)
-            patch = patch_shape([frames], setup.architecture, setup.training.patch_size)
-            plans.append(setup.plan(patch, context.executor))
+            plans.append(_plan_step(setup, [frames], context))
         frames = Frames(image, model.architecture.dims)
         plans.append(choose_layout(model, frames, context.executor, options.tile_size, options.augmented_prediction)[1])
     return plans
@@ -122,7 +126,12 @@ def plan_training(item: Item, options: TrainOptions, context: Context) -> list[P
     with _opened(items, options) as images:
         setup = choose_setup(items, images, options, context.events)
         frames = [Frames(image, setup.architecture.dims) for image in images]
-        return [setup.plan(patch_shape(frames, setup.architecture, setup.training.patch_size), context.executor)]
+        return [_plan_step(setup, frames, context)]
+
+
+def _plan_step(setup: Setup, images: Sequence[Frames], context: Context) -> Plan:
+    patch = patch_shape(images, setup.architecture, setup.training.patch_size)
+    return setup.plan(patch, context.executor, pool_bytes(images, data_limit(context.executor)))
 
 
 @contextmanager
@@ -169,6 +178,15 @@ def _tell(epoch: Epoch, steps: int | None, options: TrainingOptions, context: Co
     context.progress(
         epoch.share, 1.0, "training_progress", step=epoch.step, loss=losses.training[-1], held_out=losses.validation[-1]
     )
+
+
+def _learn_memory(training: Training, context: Context) -> None:
+    """Keep what training really took: for the record, and for the plans of the runs to come."""
+    plan, measured = training.plan, training.peak_bytes
+    if measured is None:
+        return
+    context.executor.measured.append(Measured(plan.kernel, plan.device, plan.rows, plan.predicted_bytes, measured))
+    Corrections().put(plan.kernel, torch.float32, context.device, measured / plan.dry_run.bytes(plan.rows))
 
 
 def _say_training(trained: Trained, training: Training, context: Context) -> None:

@@ -18,6 +18,9 @@ from safelight.pipelines.denoise.model import Normalisation
 
 MOST_RING_BYTES = 2**30
 """More would only take longer to fill: it is some ten thousand patches."""
+_READ_BYTES = 2**26
+"""Frames are read in blocks of at most about this size, so that reading takes little beside the pool itself."""
+_VALUES_AT_ONCE = 2**20
 
 
 @dataclass
@@ -35,15 +38,20 @@ class Moments:
     def add(self, frame: np.ndarray) -> None:
         """Take a (C, …) frame into account."""
         for channel, plane in enumerate(frame):
-            values = plane[np.isfinite(plane)].astype(np.float64)
-            if not values.size:
-                continue
-            mean, before = values.mean(), self.count[channel]
-            after = before + values.size
-            shift = mean - self.mean[channel]
-            self.squares[channel] += ((values - mean) ** 2).sum() + shift**2 * before * values.size / after
-            self.mean[channel] += shift * values.size / after
-            self.count[channel] = after
+            flat = plane.reshape(-1)
+            for start in range(0, flat.size, _VALUES_AT_ONCE):
+                self._add(channel, flat[start : start + _VALUES_AT_ONCE])
+
+    def _add(self, channel: int, part: np.ndarray) -> None:
+        values = part[np.isfinite(part)].astype(np.float64)
+        if not values.size:
+            return
+        mean, before = values.mean(), self.count[channel]
+        after = before + values.size
+        shift = mean - self.mean[channel]
+        self.squares[channel] += ((values - mean) ** 2).sum() + shift**2 * before * values.size / after
+        self.mean[channel] += shift * values.size / after
+        self.count[channel] = after
 
     def normalisation(self) -> Normalisation:
         """Return what brings each channel to mean 0 and deviation 1; a constant channel is only shifted."""
@@ -56,6 +64,12 @@ class Moments:
         """Return the channels that hold one value only, or none."""
         smallest = 1e-7 * np.abs(self.mean)
         return np.flatnonzero(np.sqrt(self.squares / np.maximum(self.count, 1)) <= smallest).tolist()
+
+
+def pool_bytes(images: Sequence[Frames], limit_bytes: int) -> int:
+    """Return what a pool of images takes at most on the device: all of them, or the ring's limit."""
+    whole = 4 * sum(math.prod(image.shape) for image in images)
+    return whole if whole <= limit_bytes else min(limit_bytes, MOST_RING_BYTES)
 
 
 class PoolState(TypedDict):
@@ -102,8 +116,8 @@ class Pool:
         self._images = images
         self._generator = torch.Generator().manual_seed(seed)
         self._oldest = 0
-        pixels = sum(math.prod(image.shape) for image in images)
-        self.whole = 4 * pixels <= limit_bytes
+        most = pool_bytes(images, limit_bytes)
+        self.whole = most == 4 * sum(math.prod(image.shape) for image in images)
         if self.whole:
             self._places = [
                 (number, sample, *(0 for _ in image.spatial))
@@ -113,17 +127,15 @@ class Pool:
             self.sizes = [images[place[0]].spatial for place in self._places]
         else:
             smallest = [min(sizes) for sizes in zip(*(image.spatial for image in images), strict=True)]
-            size = tuple(min(side, most) for side, most in zip(crop, smallest, strict=True))
-            slots = max(1, min(limit_bytes, MOST_RING_BYTES) // (4 * self.channels * math.prod(size)))
+            size = tuple(min(sides) for sides in zip(crop, smallest, strict=True))
+            slots = max(1, most // (4 * self.channels * math.prod(size)))
             self._places = [self._random_place(size) for _ in range(slots)]
             self.sizes = [size] * slots
         lengths = [self.channels * math.prod(size) for size in self.sizes]
         self._starts = [0, *accumulate(lengths)]
         self.values = torch.empty(self._starts[-1], dtype=torch.float32, device=device)
         for slot in range(len(self._places)):
-            crop_read = self._read(slot)
-            self.moments.add(crop_read)
-            self._put(slot, crop_read)
+            self._fill(slot)
 
     @property
     def starts(self) -> list[int]:
@@ -133,9 +145,9 @@ class Pool:
     def normalise(self, normalisation: Normalisation) -> None:
         """Bring the data to normalised units, now and whenever crops are replaced. Gaps stay NaN."""
         self.normalisation = normalisation
-        for slot, size in enumerate(self.sizes):
-            values = self.values[self._starts[slot] : self._starts[slot + 1]].view(self.channels, *size)
-            values.copy_(normalisation.apply(values))
+        for slot in range(len(self._places)):
+            for part in torch.split(self._of(slot), self._rows_at_once(slot), 1):
+                part.copy_(normalisation.apply(part))
 
     def refresh(self, crops: int) -> None:
         """Replace the oldest crops of a ring by new ones; whole frames stay."""
@@ -144,7 +156,7 @@ class Pool:
         for _ in range(min(crops, len(self._places))):
             slot = self._oldest
             self._places[slot] = self._random_place(self.sizes[slot])
-            self._put(slot, self._read(slot))
+            self._fill(slot)
             self._oldest = (slot + 1) % len(self._places)
 
     def state(self) -> PoolState:
@@ -163,7 +175,7 @@ class Pool:
             return
         self._places = [tuple(place) for place in state["places"].tolist()]
         for slot in range(len(self._places)):
-            self._put(slot, self._read(slot))
+            self._fill(slot)
 
     def _random_place(self, size: Sequence[int]) -> tuple[int, ...]:
         """Draw an image, a sample and a corner, every corner of every sample equally likely."""
@@ -177,20 +189,33 @@ class Pool:
         shape = (len(self._images[number]), *corners[number])
         return (number, *(int(n) for n in np.unravel_index(drawn, shape)))
 
-    def _read(self, slot: int) -> np.ndarray:
-        number, sample, *corner = self._places[slot]
-        region = tuple(slice(at, at + side) for at, side in zip(corner, self.sizes[slot], strict=True))
-        return self._images[number].read(sample, region)
+    def _of(self, slot: int) -> Tensor:
+        """Return the values of a slot, (C, [Z,] Y, X), as a view."""
+        return self.values[self._starts[slot] : self._starts[slot + 1]].view(self.channels, *self.sizes[slot])
 
-    def _put(self, slot: int, crop: np.ndarray) -> None:
+    def _rows_at_once(self, slot: int) -> int:
+        return max(1, _READ_BYTES // (4 * self.channels * math.prod(self.sizes[slot][1:])))
+
+    def _fill(self, slot: int) -> None:
+        """Read a slot's part of its image; until the normalisation is known, its moments count."""
+        number, sample, *corner = self._places[slot]
+        first, *others = (slice(at, at + side) for at, side in zip(corner, self.sizes[slot], strict=True))
+        step = self._rows_at_once(slot)
+        for part, start in zip(torch.split(self._of(slot), step, 1), range(first.start, first.stop, step), strict=True):
+            rows = slice(start, min(start + step, first.stop))
+            self._put(part, self._images[number].read(sample, (rows, *others)))
+
+    def _put(self, part: Tensor, crop: np.ndarray) -> None:
         self.has_gaps |= not bool(np.isfinite(crop).all())
         values = torch.from_numpy(crop)
         if self.device.type == "cuda":
             values = values.pin_memory()
         values = values.to(self.device, non_blocking=True)
-        if self.normalisation is not None:
+        if self.normalisation is None:
+            self.moments.add(crop)
+        else:
             values = self.normalisation.apply(values)
-        self.values[self._starts[slot] : self._starts[slot + 1]].copy_(values.flatten())
+        part.copy_(values)
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
-
 from safelight.core.errors import InputError
 from safelight.core.events import EventLog
 from safelight.core.execute import Executor
-from safelight.core.kernel import ModuleKernel
 from safelight.core.pipeline import Item
 from safelight.core.plan import Plan
 from safelight.formats.microscopy import ImageFile
 from safelight.pipelines.denoise.diagnostics import Structure, format_structure
+from safelight.pipelines.denoise.footprint import plan_step
 from safelight.pipelines.denoise.inspection import suggest_structure
 from safelight.pipelines.denoise.masking import MaskingSettings, Replacement, line
-from safelight.pipelines.denoise.network import Architecture, UNet
+from safelight.pipelines.denoise.network import Architecture
 from safelight.pipelines.denoise.options import TrainingOptions
 from safelight.pipelines.denoise.training import TrainingSettings
 
@@ -35,10 +32,9 @@ class Setup:
     masking: MaskingSettings
     training: TrainingSettings
 
-    def plan(self, patch: tuple[int, ...], executor: Executor) -> Plan:
-        """Return the memory plan of a training step: rows are patches of the batch."""
-        batch = _Batch(self.training.batch_size, (self.architecture.channels, *patch))
-        return executor.plan(ModuleKernel("training step", _Step(UNet(self.architecture))), batch)
+    def plan(self, patch: tuple[int, ...], executor: Executor, data_bytes: int = 0) -> Plan:
+        """Return the memory plan of a training step; see ``plan_step``."""
+        return plan_step(self.architecture, self.masking, patch, self.training.batch_size, executor, data_bytes)
 
 
 def choose_setup(
@@ -109,31 +105,3 @@ def _structure(images: Sequence[ImageFile], options: TrainingOptions, events: Ev
         case "horizontal" | "vertical" | "cross" as axis:
             return line(options.structure_radius, axis)
     return tuple(tuple(map(int, row)) for row in options.structure.split("/"))
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A batch of patches of which only the size matters."""
-
-    extent: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype = torch.float32
-
-    def read(self, start: int, stop: int) -> Tensor:
-        return torch.zeros((stop - start, *self.shape))
-
-
-class _Step(nn.Module):
-    """A training step as far as memory is concerned: forward, backward, and Adam's two moments."""
-
-    def __init__(self, network: UNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, patches: Tensor) -> Tensor:
-        with torch.enable_grad():
-            result: Tensor = self.network(patches)
-            result.sum().backward()  # type: ignore[no-untyped-call]
-        moments = [torch.zeros_like(p) for p in self.network.parameters() for _ in range(2)]
-        del moments
-        return result.detach()

@@ -25,14 +25,16 @@ from safelight.core.events import Value
 from safelight.core.execute import Executor
 from safelight.core.files import atomic_write
 from safelight.core.options import Seconds, Settings
+from safelight.pipelines.denoise.footprint import PeakMemory, plan_step
 from safelight.pipelines.denoise.frames import Frames
 from safelight.pipelines.denoise.masking import BlindSpots, Masker, MaskingSettings
 from safelight.pipelines.denoise.model import DenoiseModel, Normalisation
 from safelight.pipelines.denoise.network import Architecture, UNet
-from safelight.pipelines.denoise.sampling import PatchSampler, Pool, Symmetries
+from safelight.pipelines.denoise.sampling import PatchSampler, Pool, Symmetries, pool_bytes
 from safelight.pipelines.denoise.schedule import default_steps, learning_rate_at
 
-POOL_SHARE = 0.4
+DATA_SHARE = 0.4
+"""Of the budget, what the training data may take; the rest is for the step."""
 
 
 class TrainingSettings(Settings):
@@ -117,6 +119,11 @@ def patch_shape(images: Sequence[Frames], architecture: Architecture, wanted: in
     return patch
 
 
+def data_limit(executor: Executor) -> int:
+    """Return how many bytes the training data may take on the device."""
+    return int(executor.budget.bytes * DATA_SHARE)
+
+
 class Training:
     """One network being trained on a pool of noisy images.
 
@@ -132,6 +139,13 @@ class Training:
         Does each step in as many parts as memory needs.
     data : str
         Digest of the images: a checkpoint of others is not continued.
+
+    Attributes
+    ----------
+    plan : Plan
+        Of a step's memory, the data included.
+    peak_bytes : int or None
+        What the training took at most, known when it has run; None where it cannot be told.
 
     Raises
     ------
@@ -160,8 +174,14 @@ class Training:
         self._saved_at, self._save_seconds = 0.0, 0.0
         self._device, self._executor = device, executor
         where = device.torch_device
+        most_data = data_limit(executor)
+        self.plan = plan_step(
+            architecture, masking, self.patch, settings.batch_size, executor, pool_bytes(images, most_data)
+        )
+        self._peak = PeakMemory(device)
+        self.peak_bytes: int | None = None
         crop = tuple(4 * side for side in self.patch)
-        self.pool = Pool(images, where, int(executor.budget.bytes * POOL_SHARE), crop, settings.seed)
+        self.pool = Pool(images, where, most_data, crop, settings.seed)
         if len(self.pool.moments.constant()) == self.pool.channels:
             raise InputError(
                 "the images are constant or have no finite value: there is no noise to learn",
@@ -184,7 +204,7 @@ class Training:
             parameters, settings.learning_rate, betas=(0.9, 0.99), fused=device.kind in ("cpu", "cuda")
         )
         self._total = torch.zeros((), device=where)
-        self._validation = self.draw(settings.validation_patches)
+        self._validation = self._draw_validation()
         self._best_loss = math.inf
         self._best = self._weights()
 
@@ -209,6 +229,7 @@ class Training:
         if checkpoint is not None and checkpoint.exists():
             self._restore(checkpoint)
         self._started = time.monotonic() - self.seconds
+        first = self.step_number
         while self.share < 1:
             steps = self._run_epoch()
             self._look(steps)
@@ -218,6 +239,8 @@ class Training:
                 self._save(checkpoint)
             if on_epoch is not None:
                 on_epoch(Epoch(self.step_number, self.share, self.seconds, self.losses, self.model))
+        if self.step_number > first:
+            self.peak_bytes = self._peak.bytes()
         return Trained(self.model(), self._model_of(self._best), self.losses, self.pool.has_gaps)
 
     def step(self) -> None:
@@ -260,6 +283,14 @@ class Training:
         patches = self._sampler.gather(*self._sampler.draw(batch, self._generator))
         draws = self._masker.draw(batch, self.pool.channels, self._generator)
         return self._masker.hide(patches, draws)
+
+    def _draw_validation(self) -> BlindSpots:
+        """Draw the patches that watch the training; hide their pixels once, a batch at a time, as steps do."""
+        count, size = self.settings.validation_patches, self.settings.batch_size
+        patches = self._sampler.gather(*self._sampler.draw(count, self._generator))
+        draws = self._masker.draw(count, self.pool.channels, self._generator)
+        parts = [slice(start, start + size) for start in range(0, count, size)]
+        return BlindSpots.joined([self._masker.hide(patches[part], draws.part(part)) for part in parts])
 
     def _predict(self, network: Callable[[Tensor], Tensor], visible: Tensor) -> Tensor:
         with self._device.autocast():

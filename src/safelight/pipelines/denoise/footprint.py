@@ -1,0 +1,180 @@
+"""What a training takes: planned by a dry run of its step before it begins, measured while it runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from safelight.core.device import Device
+from safelight.core.execute import Executor
+from safelight.core.plan import Plan
+from safelight.pipelines.denoise.masking import BlindSpots, MaskingSettings
+from safelight.pipelines.denoise.network import Architecture, UNet
+
+_COPIES_OF_WEIGHTS = 5
+"""The network's own, Adam's two moments, the average of the weights, and the best average so far."""
+
+_LIBRARIES = 24 * 2**20
+"""What oneDNN's code, autograd's threads and the like take on the CPU at their first use, measured."""
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """A training step as the Executor plans it: rows are the patches of a batch.
+
+    It predicts, compares at the blind spots and goes backward as the training does; drawing and hiding come before
+    and take less. What stays from step to step counts among the constants: weights and their copies, and the data.
+
+    Parameters
+    ----------
+    network : UNet
+        On the meta device.
+    masking : MaskingSettings
+    patch : tuple of int
+        Spatial size of the patches.
+    batch : int
+        Patches of a step; measurements of one size do not correct another's plan.
+    kept_bytes : int
+        What stays on the device beside the weights: the data above all.
+    """
+
+    network: UNet
+    masking: MaskingSettings
+    patch: tuple[int, ...]
+    batch: int
+    kept_bytes: int
+    halo: int = 0
+    alignment: int = 1
+    _constants: tuple[Tensor, ...] = field(default=(), repr=False)
+
+    @property
+    def name(self) -> str:
+        """As plans and corrections name it."""
+        a = self.network.architecture
+        sides = "×".join(map(str, self.patch))
+        return f"training unet{a.dims}d depth {a.depth} features {a.features}×{a.channels}, {self.batch} of {sides}"
+
+    def to(self, device: torch.device) -> Self:
+        """Return the step with what stays from step to step on a device."""
+        weights = sum(tensor.nbytes for tensor in self.network.state_dict().values())
+        kept = torch.empty(_COPIES_OF_WEIGHTS * weights + self.kept_bytes, dtype=torch.uint8, device=device)
+        return replace(self, _constants=(kept,))
+
+    def __call__(self, chunk: Tensor) -> Tensor:
+        """Do a dry run on a chunk (B, C, [Z,] Y, X) of patches on the meta device."""
+        hidden = round(math.prod(self.patch) * self.masking.percent / 100)
+        values = chunk.new_empty((len(chunk), self.network.architecture.channels, hidden))
+        spots = BlindSpots(chunk, values.long(), values, values)
+        self.network.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            loss = spots.loss_sum(self.network(chunk)) / spots.weights.sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+        return chunk.new_empty((len(chunk), 0))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of patches of which only the size matters.
+
+    Parameters
+    ----------
+    extent : int
+        Patches.
+    shape : tuple of int
+        Of a patch, (C, [Z,] Y, X).
+    """
+
+    extent: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return patches of zeros."""
+        return torch.zeros((stop - start, *self.shape))
+
+
+def plan_step(
+    architecture: Architecture,
+    masking: MaskingSettings,
+    patch: tuple[int, ...],
+    batch: int,
+    executor: Executor,
+    data_bytes: int = 0,
+) -> Plan:
+    """Return the memory plan of a training step: its rows are patches of the batch.
+
+    Parameters
+    ----------
+    architecture : Architecture
+    masking : MaskingSettings
+    patch : tuple of int
+        Spatial size of the patches.
+    batch : int
+        Patches of a step.
+    executor : Executor
+    data_bytes : int
+        What the training data takes on the device; see ``pool_bytes``.
+    """
+    with torch.device("meta"):
+        network = UNet(architecture)
+    kept = data_bytes + (_LIBRARIES if executor.device.is_cpu else 0)
+    step = TrainingStep(network, masking, patch, batch, kept)
+    return executor.plan(step, Batch(batch, (architecture.channels, *patch)))
+
+
+class PeakMemory:
+    """The most memory that was taken since this was made.
+
+    CUDA's allocator knows its own peak. On the CPU it is that of the process, with what libraries and the C
+    library's allocator take beyond the tensors; only Linux tells, and only where /proc is mounted.
+
+    Parameters
+    ----------
+    device : Device
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._before: int | None = None
+        if device.kind == "cuda":
+            torch.cuda.reset_peak_memory_stats(device.torch_device)
+            self._before = torch.cuda.memory_allocated(device.torch_device)
+        elif device.is_cpu:
+            _reset_peak_of_process()
+            self._before = _resident("VmRSS")
+
+    def bytes(self) -> int | None:
+        """Return the growth up to the peak; None where it cannot be told."""
+        if self._before is None:
+            return None
+        if self._device.kind == "cuda":
+            peak: int | None = torch.cuda.max_memory_allocated(self._device.torch_device)
+        else:
+            peak = _resident("VmHWM")
+        return None if peak is None else max(peak - self._before, 0)
+
+
+_PROCESS = Path("/proc/self")
+
+
+def _reset_peak_of_process() -> None:
+    try:
+        (_PROCESS / "clear_refs").write_text("5")  # proc(5): VmHWM begins again at VmRSS
+    except OSError:  # not Linux, or a container that forbids it: the peak is that since the start of the process
+        return
+
+
+def _resident(name: str) -> int | None:
+    """Return a size of the process in bytes, None where the system does not tell."""
+    try:
+        lines: Sequence[str] = (_PROCESS / "status").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = {key: value for key, _, value in (line.partition(":") for line in lines)}
+    return 1024 * int(sizes[name].split()[0]) if name in sizes else None
