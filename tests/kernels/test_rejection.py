@@ -8,7 +8,7 @@ from torch import Tensor
 
 from safelight.core.errors import UsageError
 from safelight.kernels.combine import combine
-from safelight.kernels.rejection import Rejection
+from safelight.kernels.rejection import Method, Rejection, reject, surely_keeps_all
 
 SKY, SIGMA, HIT = 1000.0, 20.0, 60_000.0
 
@@ -118,3 +118,19 @@ def test_no_pixel_loses_all_its_samples(rejection: Rejection, samples: list[floa
 def test_settings_that_no_method_can_use_are_refused_by_value(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError, match=str(next(iter(wrong.values())))):
         Rejection(**wrong)  # type: ignore[arg-type]  # wrong on purpose
+
+
+@pytest.mark.parametrize("n", [3, 4, 7, 15])
+@pytest.mark.parametrize("method", ["kappa_sigma", "winsorized_sigma_clip"])
+def test_the_proof_that_spares_iterating_holds_and_is_found_for_most_pixels(method: Method, n: int) -> None:
+    samples = sky(n, 20_000)
+    samples[torch.rand(samples.shape, generator=torch.Generator().manual_seed(1)) < 0.01] += 200
+    samples = samples.sort(dim=0).values
+    level = samples.quantile(0.5, dim=0)
+    count = torch.full_like(level, n)
+    for rejection, share in ((Rejection(method), 0.9), (Rejection(method, kappa_low=1.5, kappa_high=2.5), 0.5)):
+        spared = surely_keeps_all(samples - level, count, rejection)
+        low, high = reject(samples - level, count, level, rejection)
+        kept_all = (low + high).sum(0) == 0
+        assert not (spared & ~kept_all).any()
+        assert spared.sum() > share * kept_all.sum()

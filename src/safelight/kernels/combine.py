@@ -23,16 +23,15 @@ from safelight.kernels.rejection import (
     reject,
     reject_oracle,
     sum_of,
+    surely_keeps_all,
 )
 
 Statistic = Literal["mean", "median"]
 
-BLOCK_SAMPLES = 1 << 18
+BLOCK_SAMPLES = 1 << 19
 """Samples that are computed at a time: what a processor's cache holds. More only takes more memory, also on a GPU."""
 BLOCK_PIXELS = 1 << 12
 """Pixels that a block has at least, however many frames there are."""
-WAITING_BLOCKS = 2
-"""How many blocks' worth of pixels are iterated at once."""
 MEDIAN_LOSS = math.pi / 2
 """Variance of the median over that of the mean, of Gaussian samples."""
 
@@ -150,8 +149,7 @@ def _combine_planes(
     step = max(block_pixels // width, 1)
     starts = range(0, samples.shape[0], step)
     waiting = _Waiting(flat, rejection, statistic)
-    # On the meta device as many blocks as the waiting pixels can come from: the others take the same memory.
-    for start in starts[:WAITING_BLOCKS] if samples.is_meta else starts:
+    for start in starts[:1] if samples.is_meta else starts:  # all blocks take as much memory as the first
         rows = slice(start, start + step)
         block = _frames_first(samples, rows)
         if scale is not None:
@@ -160,12 +158,12 @@ def _combine_planes(
             block = block + offset[:, None]
         w, sigma = (None if of is None else _frames_first(of, rows)[order] for of in (weights, noise))
         ordered = _order(block, order.argsort(), w, sigma, rejection)
-        combined, again = _combine_ordered(ordered, rejection, statistic, quick=True)
+        combined, iterated = _combine_ordered(ordered, rejection, statistic, iterate=False)
         first = start * width
         flat[:, first : first + block.shape[1]] = combined
-        pixels = positions_of(again)
+        pixels = positions_of(iterated)
         waiting.add(first + pixels, ordered.columns(pixels))
-        if waiting.pixels >= WAITING_BLOCKS * block_pixels:
+        if waiting.pixels >= block_pixels:
             waiting.finish()
     waiting.finish()
     return planes
@@ -184,7 +182,7 @@ class _Ordered(NamedTuple):
 
 
 class _Waiting:
-    """Pixels that the quick way was not enough for; all passes are run over many of them at once.
+    """Pixels that have to be iterated; many of them are at once.
 
     A pass over few pixels takes as many operations as one over many.
     """
@@ -201,7 +199,7 @@ class _Waiting:
         self._entries.append((pixels, ordered))
 
     def finish(self) -> None:
-        """Write what all passes give."""
+        """Iterate and write what comes out."""
         if self.pixels == 0:
             return
         pixels = torch.cat([where for where, _ in self._entries])
@@ -240,16 +238,21 @@ def _order(block: Tensor, rank: Tensor, weights: Tensor | None, noise: Tensor | 
 
 
 def _combine_ordered(
-    ordered: _Ordered, rejection: Rejection, statistic: Statistic, quick: bool = False
+    ordered: _Ordered, rejection: Rejection, statistic: Statistic, iterate: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Return the planes of :class:`Combined`, (7, pixels), and where further passes may change them."""
+    """Return the planes of :class:`Combined`, (7, pixels), and where they do not hold without iterating."""
     values, weights, noise = ordered
-    valid = less(values, values.new_tensor(math.inf))
+    valid = less(values, values.new_full((), math.inf))
     total = valid.sum(0)
     level = median_of_sorted(values, torch.zeros_like(total), total)
     deviations = torch.nan_to_num(values - level, nan=0.0, posinf=0.0)
-    low, high, again = reject(deviations, total, level, rejection, quick=quick)
-    kept = valid - low - high
+    if iterate or rejection.method not in ("kappa_sigma", "winsorized_sigma_clip"):
+        too_low, too_high = reject(deviations, total, level, rejection)
+        kept, low, high = valid - too_low - too_high, too_low.sum(0), too_high.sum(0)
+        unsure = torch.zeros_like(total, dtype=torch.bool)
+    else:
+        kept, low, high = valid, torch.zeros_like(total), torch.zeros_like(total)
+        unsure = ~surely_keeps_all(deviations, total, rejection)
     count = kept.sum(0)
 
     w = kept if weights is None or statistic == "median" else kept * weights
@@ -262,7 +265,7 @@ def _combine_ordered(
         image = level + _median_of_kept(deviations, kept, count)
         loss = torch.where(count > 2, MEDIAN_LOSS, torch.ones_like(weight))
         n_eff, variance = n_eff / loss, variance * loss
-    return torch.stack((image, weight, variance, count, n_eff, low.sum(0), high.sum(0))), again
+    return torch.stack((image, weight, variance, count, n_eff, low, high)), unsure
 
 
 def _median_of_kept(deviations: Tensor, kept: Tensor, count: Tensor) -> Tensor:

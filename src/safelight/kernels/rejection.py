@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -26,16 +26,20 @@ WINSOR_LIMIT = 1.5
 WINSOR_CORRECTION = 1.134
 """Makes the standard deviation of winsorised Gaussian samples that of the Gaussian."""
 WINSOR_TOLERANCE = 5e-4
-QUICK_ROUNDS = (2, 4, 8)
-MORE_ROUNDS = (16,) * 60
+"""Relative change of the standard deviation from which winsorising goes on."""
+WINSOR_ROUNDS = (2, 4, 8, *[16] * 60)
 """How often to winsorise before looking where the end is reached. Mostly it soon is; but of three samples, of which
 one is a hit, the standard deviation shrinks by only 2 % a round."""
+_NO_LIMIT = 1e38
+_MARGIN = 1e-5
+"""Relative, for rounding: what is nearer to a limit is iterated."""
 _GUARDED = 4
+"""By how many samples those left must exceed the rejected, for Siril to reject one more."""
 _FEWEST = 3
+"""Samples that are not passed over again."""
 
-Measure = Callable[[Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
-"""(values, kept, first kept rank, number kept, quick) -> deviations, 0 where not kept; and the spread that judges them,
-NaN where it could not be had quickly."""
+Measure = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(values, kept, first kept rank, number kept) -> deviations, 0 where not kept; and the spread that judges them."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,7 @@ class Rejection:
                 raise UsageError(f"{name} is {getattr(self, name)}", expected="0 or more")
 
 
-class Rejected(NamedTuple):
-    """What is rejected, (n, pixels) masks of 0 and 1; and (pixels,) bool where more may have to be."""
-
-    low: Tensor
-    high: Tensor
-    again: Tensor
-
-
-def reject(deviations: Tensor, count: Tensor, level: Tensor, rejection: Rejection, *, quick: bool = False) -> Rejected:
+def reject(deviations: Tensor, count: Tensor, level: Tensor, rejection: Rejection) -> tuple[Tensor, Tensor]:
     """Find the outliers of every pixel.
 
     Where a method would reject every sample of a pixel it rejects none.
@@ -111,14 +107,12 @@ def reject(deviations: Tensor, count: Tensor, level: Tensor, rejection: Rejectio
     level : Tensor
         (pixels,): the medians; only ``percentile`` asks.
     rejection : Rejection
-    quick : bool
-        Do not iterate for the sake of few pixels: ``again`` says which, and nothing holds for those.
 
     Returns
     -------
-    Rejected
+    tuple of Tensor
+        (n, pixels), of the same type, 1 where a sample is rejected as too low, and as too high, 0 elsewhere.
     """
-    again = torch.zeros_like(count, dtype=torch.bool)
     ranks = torch.arange(deviations.shape[0], dtype=deviations.dtype, device=deviations.device)[:, None]
     ranks = ranks.expand_as(deviations)
     valid = less(ranks, count)
@@ -126,11 +120,11 @@ def reject(deviations: Tensor, count: Tensor, level: Tensor, rejection: Rejectio
         case "none":
             low = high = torch.zeros_like(valid)
         case "kappa_sigma":
-            low, high, again = _clip_repeatedly(deviations, valid, rejection, _deviate_by_std, quick)
+            low, high = _clip_repeatedly(deviations, valid, rejection, _deviate_by_std)
         case "winsorized_sigma_clip":
-            low, high, again = _clip_repeatedly(deviations, valid, rejection, _deviate_by_winsorized_std, quick)
+            low, high = _clip_repeatedly(deviations, valid, rejection, _deviate_by_winsorized_std)
         case "linear_fit_clip":
-            low, high, again = _clip_repeatedly(deviations, valid, rejection, _deviate_from_line, quick)
+            low, high = _clip_repeatedly(deviations, valid, rejection, _deviate_from_line)
         case "percentile":
             low = less(deviations, -rejection.percentile_low * level.abs())
             high = less(-deviations, -rejection.percentile_high * level.abs())
@@ -138,7 +132,35 @@ def reject(deviations: Tensor, count: Tensor, level: Tensor, rejection: Rejectio
             low = less(ranks, count.clamp(max=rejection.drop_low))
             high = valid - less(ranks, count - rejection.drop_high)
     survives = (valid - low - high).sum(0) > 0
-    return Rejected(low * survives, high * survives, again)
+    return low * survives, high * survives
+
+
+def surely_keeps_all(deviations: Tensor, count: Tensor, rejection: Rejection) -> Tensor:
+    """Return where ``kappa_sigma`` or ``winsorized_sigma_clip`` surely rejects nothing: most pixels, without iterating.
+
+    Nothing is rejected where the final standard deviation is at least ``needed``, by which the extreme samples are
+    just kept. Winsorising at a narrower bound never gives a larger standard deviation, as it moves no two samples
+    apart. So if winsorising at 1.5 × ``needed`` gives at least ``needed``, no wider bound gives less, and the
+    iteration, which starts from wider bounds, never comes to narrower ones.
+
+    Parameters
+    ----------
+    deviations, count : Tensor
+        As for :func:`reject`.
+    rejection : Rejection
+
+    Returns
+    -------
+    Tensor
+        (pixels,), bool.
+    """
+    highest = deviations.gather(0, (count - 1).clamp(min=0).long()[None])[0]
+    needed = torch.maximum(-deviations[0] / rejection.kappa_low, highest / rejection.kappa_high) * (1 + _MARGIN)
+    clipped_std = _ClippedStd(deviations, count)
+    keeps = clipped_std(torch.full_like(needed, math.inf)) >= needed
+    if rejection.method == "winsorized_sigma_clip":
+        keeps &= clipped_std(WINSOR_LIMIT * needed).mul_(WINSOR_CORRECTION) >= needed
+    return keeps
 
 
 def sum_of(planes: Tensor) -> Tensor:
@@ -192,40 +214,31 @@ def _rounds(values: Tensor, most: int) -> int:
     return min(most, 2) if values.is_meta else most
 
 
-def _clip_repeatedly(values: Tensor, valid: Tensor, rejection: Rejection, measure: Measure, quick: bool) -> Rejected:
+def _clip_repeatedly(values: Tensor, valid: Tensor, rejection: Rejection, measure: Measure) -> tuple[Tensor, Tensor]:
     """Reject until nothing more is, or three samples or fewer are left; again only where something was."""
     total = valid.sum(0)
-    low, high, again = _clip_once(values, valid, torch.zeros_like(total), total, rejection, measure, quick)
-    if quick:
-        return Rejected(low, high, again)
+    low, high, again = _clip_once(values, valid, torch.zeros_like(total), total, rejection, measure)
     pixels = positions_of(again)
     for _ in range(_rounds(values, values.shape[0]) - 1):
         if pixels.shape[0] == 0:
             break
         was_low, was_high = low.index_select(1, pixels), high.index_select(1, pixels)
         kept = valid.index_select(1, pixels) - was_low - was_high
-        now_low, now_high, more = _clip_once(
-            values.index_select(1, pixels), kept, was_low.sum(0), total[pixels], rejection, measure, quick
+        now_low, now_high, again = _clip_once(
+            values.index_select(1, pixels), kept, was_low.sum(0), total[pixels], rejection, measure
         )
         low.index_copy_(1, pixels, was_low + now_low)
         high.index_copy_(1, pixels, was_high + now_high)
-        again.index_copy_(0, pixels, more)
-        pixels = pixels[positions_of(more)]
-    return Rejected(low, high, again)
+        pixels = pixels[positions_of(again)]
+    return low, high
 
 
 def _clip_once(
-    values: Tensor,
-    kept: Tensor,
-    first: Tensor,
-    total: Tensor,
-    rejection: Rejection,
-    measure: Measure,
-    quick: bool,
-) -> Rejected:
-    """Return what one pass rejects."""
+    values: Tensor, kept: Tensor, first: Tensor, total: Tensor, rejection: Rejection, measure: Measure
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what one pass rejects as too low and as too high, and the pixels that need another pass."""
     count = kept.sum(0)
-    deviations, spread = measure(values, kept, first, count, quick)
+    deviations, spread = measure(values, kept, first, count)
     low = less(deviations, -rejection.kappa_low * spread)
     high = less(-deviations, -rejection.kappa_high * spread)
     rejected = (low + high).sum(0)
@@ -233,7 +246,7 @@ def _clip_once(
         allowed = 2 * count - total - _GUARDED
         _guard(low, high, positions_of(rejected > allowed), allowed)
         rejected = torch.minimum(rejected, allowed)
-    return Rejected(low, high, ((rejected > 0) & (count - rejected > _FEWEST)) | spread.isnan())
+    return low, high, (rejected > 0) & (count - rejected > _FEWEST)
 
 
 def _guard(low: Tensor, high: Tensor, pixels: Tensor, allowed: Tensor) -> None:
@@ -244,21 +257,17 @@ def _guard(low: Tensor, high: Tensor, pixels: Tensor, allowed: Tensor) -> None:
     high.index_copy_(1, pixels, some_high * in_turn)
 
 
-def _deviate_by_std(values: Tensor, kept: Tensor, first: Tensor, count: Tensor, quick: bool) -> tuple[Tensor, Tensor]:
+def _deviate_by_std(values: Tensor, kept: Tensor, first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     deviations = (values - median_of_sorted(values, first, count)) * kept
     return deviations, _std(deviations, count)
 
 
-def _deviate_by_winsorized_std(
-    values: Tensor, kept: Tensor, first: Tensor, count: Tensor, quick: bool
-) -> tuple[Tensor, Tensor]:
-    deviations, std = _deviate_by_std(values, kept, first, count, quick)
-    return deviations, _winsorized_std(deviations, count, std, quick)
+def _deviate_by_winsorized_std(values: Tensor, kept: Tensor, first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    deviations, std = _deviate_by_std(values, kept, first, count)
+    return deviations, _winsorized_std(deviations, count, std)
 
 
-def _deviate_from_line(
-    values: Tensor, kept: Tensor, first: Tensor, count: Tensor, quick: bool
-) -> tuple[Tensor, Tensor]:
+def _deviate_from_line(values: Tensor, kept: Tensor, first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     rank = (kept.cumsum(0) - (count + 1) / 2) * kept
     deviations = (values - sum_of(values * kept) / count.clamp(min=1)) * kept
     slope = sum_of(rank * deviations) / sum_of(rank * rank).clamp(min=0.5)
@@ -299,36 +308,31 @@ class _ClippedStd:
         return std
 
 
-def _winsorized_std(deviations: Tensor, count: Tensor, std: Tensor, quick: bool) -> Tensor:
-    """Winsorise until the standard deviation settles: a few rounds at once, then more where it has not.
-
-    NaN where it does not settle quickly, if it has to be quick.
-    """
+def _winsorized_std(deviations: Tensor, count: Tensor, std: Tensor) -> Tensor:
+    """Winsorise until the standard deviation settles: a few rounds at once, then more where it has not."""
     result = std
     pixels = torch.arange(std.shape[0], device=std.device)
     bound = torch.full_like(std, math.inf)
-    groups = QUICK_ROUNDS if quick else (*QUICK_ROUNDS, *MORE_ROUNDS)
-    for rounds in groups[: _rounds(deviations, len(groups))]:
+    for rounds in WINSOR_ROUNDS[: _rounds(deviations, len(WINSOR_ROUNDS))]:
         clipped_std = _ClippedStd(deviations, count)
-        moving = torch.ones_like(std, dtype=torch.bool)
+        settled = torch.zeros_like(std)
         for _ in range(_rounds(deviations, rounds)):
-            # Clipping what was clipped before is clipping once, to the narrower bounds.
-            bound = torch.minimum(bound, WINSOR_LIMIT * std)
-            after = clipped_std(bound).mul_(WINSOR_CORRECTION)
-            moves = (after - std).abs_() > WINSOR_TOLERANCE * std
-            std = torch.where(moving, after, std)
-            moving &= moves
+            # Clipping what was clipped before is clipping once, to the narrower bounds. Where the bounds stay, so
+            # does the standard deviation, to the bit: what has settled needs no other care.
+            bound = torch.minimum(bound, (WINSOR_LIMIT * std).add_(settled, alpha=_NO_LIMIT))
+            before, std = std, clipped_std(bound).mul_(WINSOR_CORRECTION)
+            torch.le((std - before).abs_(), WINSOR_TOLERANCE * before, out=settled)
         result = result.index_copy(0, pixels, std)
-        still = positions_of(moving)
+        still = positions_of(settled == 0)
         if still.shape[0] == 0:
             return result
         pixels, std, bound, count = (of.index_select(0, still) for of in (pixels, std, bound, count))
         deviations = deviations.index_select(1, still)
-    return result.index_fill(0, pixels, math.nan) if quick else result
+    return result
 
 
 def _verdicts(deviations: Tensor, count: Tensor, level: Tensor, rejection: Rejection) -> Tensor:
-    low, high, _ = reject(deviations, count, level, rejection)
+    low, high = reject(deviations, count, level, rejection)
     return high - low
 
 
@@ -407,7 +411,7 @@ def _reject_once(x: np.ndarray, rejection: Rejection, verdict: np.ndarray) -> bo
 
 
 def _winsorized_std_oracle(deviations: np.ndarray, std: float) -> float:
-    for _ in range(sum((*QUICK_ROUNDS, *MORE_ROUNDS))):
+    for _ in range(sum(WINSOR_ROUNDS)):
         deviations = np.clip(deviations, -WINSOR_LIMIT * std, WINSOR_LIMIT * std)
         before, std = std, WINSOR_CORRECTION * deviations.std(ddof=1)
         if abs(std - before) <= WINSOR_TOLERANCE * before:
