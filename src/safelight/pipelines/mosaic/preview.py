@@ -1,25 +1,60 @@
-"""The picture that a person shows to friends: background neutral, faint structure visible, stars not burnt."""
+"""The picture that a person shows to friends: the sky neutral, faint structure visible, stars white in the middle.
+
+It is for looking at only: nothing of what is done here is done to the science file.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import gaussian_filter, maximum_filter
 
 from safelight.core.files import atomic_write
+
+Floats = NDArray[np.floating]
+Mask = NDArray[np.bool_]
 
 MOST_PIXELS = 3000
 """Longest side of a preview; a larger mosaic is averaged down."""
 
-_BACKGROUND = 0.12
+_SKY = 0.12
 """Grey of the sky."""
 
-_SOFTENING = 6.0
-"""Standard deviations of noise from which asinh turns from linear to logarithmic (Lupton et al. 2004)."""
-
-_WHITE = 99.95
+_WHITE = 99.97
 """Percentile that becomes white."""
+
+_SOFTENING = 5.0
+"""Standard deviations of smoothed noise from which asinh turns from linear to logarithmic."""
+
+_SMOOTHING = 2.0
+"""σ in pixels of the Gaussian that calms the sky."""
+
+_SHARP_FROM = 6.0
+"""Standard deviations of smoothed noise at which the picture is half smoothed and half as it was."""
+
+_COLOURED_FROM = 4.0
+"""Standard deviations of smoothed noise at which a colour is half as strong as it was measured."""
+
+_STAR = 40.0
+"""Standard deviations of smoothed noise that a star must have to tell the white balance."""
+
+_STAR_SIZE = 15
+"""Pixels within which there is one star."""
+
+_APERTURE = 3.0
+"""σ in pixels of the Gaussian that gathers the light of a star: lenses focus one colour better than another."""
+
+_FEWEST_STARS = 5
+"""Fewer stars say nothing about white."""
+
+_BOXES = 32
+"""Boxes along the longer side, whose medians the sky is fitted to."""
+
+_SKY_TERMS = 6
+"""Terms of a polynomial of second order in x and y."""
 
 
 def write_preview(path: Path, image: np.ndarray) -> None:
@@ -42,11 +77,12 @@ def write_preview(path: Path, image: np.ndarray) -> None:
         picture.save(temporary, format="png")
 
 
-def stretch(image: np.ndarray) -> np.ndarray:
-    """Return an image stretched with asinh, after Lupton et al., PASP 116 (2004), 133.
+def stretch(image: Floats) -> NDArray[np.uint8]:
+    """Return a picture of an image, the same for a·image + b with any a > 0 and b.
 
-    All channels share one curve, a function of their mean, so that colours keep their hue; each channel's own sky
-    becomes the same grey.
+    The sky, a polynomial of second order, becomes grey; the median star becomes white; what is left is stretched with
+    asinh after Lupton et al., PASP 116 (2004), 133: all channels share one curve, so that colours keep their hue.
+    Where there is little but noise the picture is smoothed and its colour fades.
 
     Parameters
     ----------
@@ -55,23 +91,90 @@ def stretch(image: np.ndarray) -> np.ndarray:
     Returns
     -------
     ndarray of uint8, (channels, height, width)
-        NaN becomes black.
+        Pixels that are NaN in any channel are black.
     """
-    sky = np.nanmedian(image, axis=(1, 2), keepdims=True)
-    above = image - sky
-    noise = 1.4826 * float(np.nanmedian(np.abs(above))) or 1.0
-    mean = above.mean(axis=0, keepdims=True)
+    seen: Mask = np.asarray(np.isfinite(image).all(axis=0))
+    if not seen.any():
+        return np.zeros(image.shape, np.uint8)
+    above = np.stack([np.where(seen, channel - _sky(channel, seen), 0) for channel in image])
+    above = above * _white_balance(above, seen)
+    smooth = _smoothed(above, seen)
+    bright, calm = above.mean(axis=0), smooth.mean(axis=0)
+    noise = _noise(calm[seen]) or float(np.ptp(calm)) or 1.0
+    sharp, coloured = _trust(calm, _SHARP_FROM * noise), _trust(calm, _COLOURED_FROM * noise)
+    colour = 1 + coloured * (smooth / np.maximum(calm, noise) - 1)
     softening = _SOFTENING * noise
-    white = max(float(np.nanpercentile(mean, _WHITE)), softening)
-    curve = np.arcsinh(mean / softening) / np.arcsinh(white / softening)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        gain = np.where(np.abs(mean) > noise, curve / mean, 1 / (softening * np.arcsinh(white / softening)))
-    shown = _BACKGROUND + (1 - _BACKGROUND) * above * gain
-    pixels: np.ndarray = np.nan_to_num(np.clip(shown, 0, 1) * 255, nan=0).round().astype(np.uint8)
+    white = max(float(np.percentile(bright[seen], _WHITE)), softening)
+    curve = np.arcsinh((sharp * bright + (1 - sharp) * calm) / softening) / np.arcsinh(white / softening)
+    shown = np.where(seen, _SKY + (1 - _SKY) * curve * colour, 0)
+    pixels: NDArray[np.uint8] = (255 * np.clip(shown, 0, 1)).round().astype(np.uint8)
     return pixels
 
 
-def _averaged(image: np.ndarray) -> np.ndarray:
+def _sky(channel: Floats, seen: Mask) -> Floats:
+    """Return the sky (height, width): a polynomial through the medians of boxes that lie on no nebula."""
+    y, x, medians = _box_medians(channel, seen)
+    if len(medians) < 2 * _SKY_TERMS:
+        return np.full_like(channel, np.median(channel[seen]))
+    kept = np.ones(len(medians), bool)
+    for _ in range(5):
+        coefficients = np.linalg.lstsq(_sky_terms(y, x)[kept], medians[kept], rcond=None)[0]
+        off = medians - _sky_terms(y, x) @ coefficients
+        closer = np.abs(off) <= 3 * _noise(off[kept])
+        if closer.sum() < 2 * _SKY_TERMS:
+            break
+        kept = closer
+    rows, columns = (np.linspace(-1, 1, size) for size in channel.shape)
+    return np.stack([_sky_terms(np.full_like(columns, row), columns) @ coefficients for row in rows]).astype(np.float32)
+
+
+def _box_medians(channel: Floats, seen: Mask) -> tuple[Floats, Floats, Floats]:
+    """Return where the boxes are that are seen whole, from −1 to 1 along each axis, and their medians."""
+    height, width = channel.shape
+    size = max(8, max(height, width) // _BOXES)
+    corners = [
+        (y, x)
+        for y in range(0, height - size + 1, size)
+        for x in range(0, width - size + 1, size)
+        if seen[y : y + size, x : x + size].all()
+    ]
+    medians = [float(np.median(channel[y : y + size, x : x + size])) for y, x in corners]
+    y, x = (np.asarray(corners, np.float64).reshape(-1, 2) + (size - 1) / 2).T
+    return 2 * y / (height - 1) - 1, 2 * x / (width - 1) - 1, np.asarray(medians)
+
+
+def _sky_terms(y: Floats, x: Floats) -> Floats:
+    return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+
+
+def _white_balance(above: Floats, seen: Mask) -> Floats:
+    """Return factors (channels, 1, 1) that make the median star white; ones where there are too few stars."""
+    calm = _smoothed(above, seen).mean(axis=0)
+    peaks = (calm == maximum_filter(calm, _STAR_SIZE)) & (calm > _STAR * _noise(calm[seen])) & seen
+    if np.count_nonzero(peaks) < _FEWEST_STARS:
+        return np.ones((len(above), 1, 1), np.float32)
+    light = np.stack([gaussian_filter(channel, _APERTURE)[peaks] for channel in above])
+    shares = np.median(light / light.mean(axis=0), axis=1)
+    return np.asarray(shares.mean() / np.maximum(shares, 0.1), np.float32)[:, None, None]
+
+
+def _smoothed(above: Floats, seen: Mask) -> Floats:
+    """Return channels smoothed over the pixels that were seen."""
+    weight = np.maximum(gaussian_filter(seen.astype(np.float32), _SMOOTHING), 1e-3)
+    return np.stack([gaussian_filter(channel, _SMOOTHING) / weight for channel in above])
+
+
+def _noise(values: NDArray[np.floating]) -> float:
+    return 1.4826 * float(np.median(np.abs(values)))
+
+
+def _trust(signal: Floats, half: float) -> Floats:
+    """Return 0 without signal, ½ at ``half``, towards 1 above."""
+    square = np.square(np.maximum(signal, 0) / half)
+    return np.asarray(square / (1 + square), np.float32)
+
+
+def _averaged(image: np.ndarray) -> Floats:
     """Return the image averaged over squares of pixels, small enough for a preview."""
     factor = -(-max(image.shape[1:]) // MOST_PIXELS)
     if factor == 1:
