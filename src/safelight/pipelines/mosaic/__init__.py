@@ -23,7 +23,7 @@ RUN = Command(
     prepare=deferred(f"{_ROOM}.process:register"),
     process=deferred(f"{_ROOM}.process:stack"),
     finish=deferred(f"{_ROOM}.process:assemble"),
-    plan=deferred(f"{_ROOM}.process:plan"),
+    plan=deferred(f"{_ROOM}.planning:plan"),
     report=deferred(f"{_ROOM}.report:write_report"),
     without_result=frozenset({"input"}),
 )

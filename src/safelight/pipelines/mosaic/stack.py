@@ -12,12 +12,11 @@ from torch import Tensor
 
 from safelight.core.errors import InputError
 from safelight.core.kernel import Kernel
-from safelight.kernels.combine import PLANES, Statistic, combine
+from safelight.kernels.combine import BLOCK_PIXELS, BLOCK_SAMPLES, PLANES, Statistic, combine
 from safelight.kernels.normalisation import frame_weights, normalise_to
 from safelight.kernels.rejection import Rejection
 from safelight.pipelines.mosaic.options import RunOptions
 from safelight.pipelines.mosaic.registered import RegisteredFrame
-
 
 @dataclass(frozen=True)
 class StackSource:
@@ -65,8 +64,25 @@ def stack_kernel(frames: Sequence[RegisteredFrame], options: RunOptions) -> Kern
             f"{', '.join(bad)}: the background cannot be normalised by {options.normalisation}",
             remedy="--normalisation sky_mean",
         )
+    return stacking(tuple(constant.float() for constant in constants), options, frames[0].shape[2])
+
+
+def stacking(constants: tuple[Tensor, ...], options: RunOptions, width: int) -> Kernel:
+    """Return ``stack_rows`` as a kernel.
+
+    Parameters
+    ----------
+    constants : tuple of Tensor
+        Scale, offset, weight and noise of the frames, (frames, channels) each.
+    options : RunOptions
+    width : int
+        Of a row.
+    """
     function = partial(stack_rows, rejection=rejection_of(options), statistic=statistic_of(options))
-    return Kernel("stack", function, tuple(constant.float() for constant in constants))
+    # Any number of rows gives the same bits. One block of ``combine`` is the least that is worth while, also where
+    # hundreds of frames leave no room for more, and the least from which a dry run can tell what further rows take.
+    rows = max(BLOCK_PIXELS, BLOCK_SAMPLES // len(constants[0])) // width
+    return Kernel("stack", function, constants, alignment=max(rows, 1))
 
 
 def stack_rows(
