@@ -11,8 +11,16 @@ from safelight.core.events import Value
 from safelight.core.pipeline import Context
 from safelight.formats.microscopy import ImageFile, open_image
 from safelight.pipelines.denoise.comparison import find_clean
-from safelight.pipelines.denoise.diagnostics import Diagnostics, Structure, diagnose, noise_correlation
+from safelight.pipelines.denoise.diagnostics import (
+    Diagnostics,
+    Structure,
+    diagnose,
+    measure_leak,
+    noise_correlation,
+)
 from safelight.pipelines.denoise.frames import Frames, Slices
+from safelight.pipelines.denoise.masking import MaskingSettings
+from safelight.pipelines.denoise.model import DenoiseModel
 from safelight.pipelines.denoise.options import PredictionOptions
 from safelight.pipelines.denoise.report import draw_pictures
 
@@ -21,7 +29,7 @@ SHOWN_CHANNELS = 4
 
 
 def look_closer(
-    name: str, noisy: ImageFile, denoised: ImageFile, options: PredictionOptions, dims: int, context: Context
+    name: str, noisy: ImageFile, denoised: ImageFile, options: PredictionOptions, model: DenoiseModel, context: Context
 ) -> dict[str, Value]:
     """Diagnose the middle of an image, channel by channel, draw it, and say what a person should know.
 
@@ -30,6 +38,8 @@ def look_closer(
     dict
         ``channels``: for each of the first channels its diagnostics and the names of its pictures.
     """
+    dims = model.architecture.dims
+    leak = _leak_of(model)
     parts = [_middle_of(noisy, dims), _middle_of(denoised, dims)]
     clean = find_clean(noisy.path, options.clean) if options.clean else None
     if clean is not None:
@@ -41,13 +51,19 @@ def look_closer(
             context.events.info("channels_not_shown", name=name, shown=SHOWN_CHANNELS, channels=len(parts[0]))
             break
         label = name if len(parts[0]) == 1 else f"{name}_channel{number + 1}"
-        channels.append(_look_at_channel(label, channel, context))
+        channels.append(_look_at_channel(label, channel, leak, context))
     return {"channels": channels}
 
 
-def _look_at_channel(label: str, parts: Sequence[Tensor], context: Context) -> dict[str, Value]:
+def _leak_of(model: DenoiseModel) -> float | None:
+    """Return the leak of the blind spots that a model was trained with; None where its file does not tell these."""
+    masking = model.facts.get("masking")
+    return measure_leak(MaskingSettings.model_validate(masking), model.architecture.dims) if masking else None
+
+
+def _look_at_channel(label: str, parts: Sequence[Tensor], leak: float | None, context: Context) -> dict[str, Value]:
     noisy, denoised, *clean = parts
-    found: Diagnostics = diagnose(noisy, denoised)
+    found: Diagnostics = diagnose(noisy, denoised, leak)
     for notice in found.notices(label):
         context.events.emit(notice.key, notice.severity, **notice.data)
     pictures = draw_pictures(

@@ -90,7 +90,7 @@ def denoise(item: Item, options: RunOptions | PredictOptions, context: Context, 
             metrics = (
                 compare_with_clean(image, denoised, clean, dims, options.data_range, context.events) if clean else {}
             )
-            details = look_closer(item.name, image, denoised, options, dims, context)
+            details = look_closer(item.name, image, denoised, options, model, context)
     return Record((target.path,), metrics, {"tiles": list(layout), **details})
 
 
