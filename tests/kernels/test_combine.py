@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ from torch import Tensor
 from safelight.core.device import Device
 from safelight.core.events import EventLog
 from safelight.core.execute import Executor
+from safelight.core.kernel import Kernel
 from safelight.core.memory import Budget
 from safelight.core.plan import Corrections
 from safelight.core.stream import TensorSink, TensorSource
-from safelight.kernels.combine import Combined, combine, combining_kernel
+from safelight.kernels.combine import Combined, combine
 from safelight.kernels.rejection import REJECTIONS, Rejection
 
 METHODS = [pytest.param(rejection, id=f"{rejection.method}-{rejection.siril_guards}") for rejection in REJECTIONS]
@@ -36,6 +38,10 @@ def noisy(*shape: int, seed: int = 0) -> Tensor:
 
 def planes(result: Combined) -> Tensor:
     return torch.stack(tuple(result))
+
+
+def rows(rejection: Rejection, samples: Tensor, *per_frame: Tensor) -> Tensor:
+    return planes(combine(samples, *per_frame, rejection=rejection)).movedim(0, 1)
 
 
 def test_a_weighted_mean_with_its_variance_and_number() -> None:
@@ -119,7 +125,7 @@ def test_chunks_change_no_bit_and_stay_within_the_plan(rejection: Rejection, tmp
     samples = noisy(200, 97, 7)
     per_frame = (torch.linspace(0.5, 1.5, 7), torch.linspace(18, 22, 7), torch.linspace(0.9, 1.1, 7), torch.arange(7.0))
     whole = planes(combine(samples, *per_frame, rejection=rejection))
-    kernel, source = combining_kernel(*per_frame, rejection=rejection), TensorSource(samples)
+    kernel, source = Kernel("combine", partial(rows, rejection), per_frame), TensorSource(samples)
     executor = Executor(
         Device(torch.device("cpu")), EventLog(), budget=Budget(7 << 20, "free"), corrections=Corrections(tmp_path)
     )

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from safelight.core.kernel import Kernel, KernelInfo, Sample
+from safelight.core.kernel import KernelInfo, Sample
 from safelight.kernels.ordering import sort_frames
 from safelight.kernels.rejection import (
     REJECTIONS,
@@ -109,24 +108,6 @@ def combine(
     """
     planes = _combine_planes(samples, weights, noise, scale, offset, rejection=rejection, statistic=statistic)
     return Combined(*planes.unbind())
-
-
-def combining_kernel(
-    weights: Tensor,
-    noise: Tensor,
-    scale: Tensor,
-    offset: Tensor,
-    *,
-    rejection: Rejection,
-    statistic: Statistic = "mean",
-) -> Kernel:
-    """Return :func:`combine` as what the Executor maps over rows of (width, n) samples into rows of (7, width)."""
-    function = partial(_combine_rows, rejection=rejection, statistic=statistic)
-    return Kernel(f"combine_{rejection.method}", function, (weights, noise, scale, offset))
-
-
-def _combine_rows(samples: Tensor, *per_frame: Tensor | None, rejection: Rejection, statistic: Statistic) -> Tensor:
-    return _combine_planes(samples, *per_frame, rejection=rejection, statistic=statistic).movedim(0, 1)
 
 
 def _combine_planes(
