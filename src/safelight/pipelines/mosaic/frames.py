@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -75,9 +76,9 @@ def stars_of(facts: FrameFacts, calibration: Calibration, cache: Path) -> StarFi
 def _load(path: Path) -> StarField | None:
     """Return what was measured before; None where nothing was, or where it is damaged and must be measured again."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             x, y, flux, fwhm, saturated = (stored[name] for name in _ARRAYS)
             width, height, background, noise = (stored[name].item() for name in _NUMBERS)
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
     return StarField(x, y, flux, fwhm, saturated, width, height, background, noise)

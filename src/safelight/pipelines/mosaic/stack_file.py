@@ -17,6 +17,9 @@ from torch import Tensor
 from safelight.formats.fits import FitsImage, FitsWriter, create_fits, open_planes
 from safelight.kernels.combine import PLANES
 
+_EXTENSIONS = {"n_eff": "NEFF", "count": "COVERAGE"}
+"""The names in the field of those planes whose own are others."""
+
 
 class StackFile:
     """The planes of a stack, read by rows.
@@ -43,11 +46,11 @@ class StackFile:
     @property
     def channels(self) -> int:
         """1 or 3."""
-        return self._planes[PLANES[0].upper()].channels
+        return self._planes[_extension(PLANES[0])].channels
 
     def read(self, plane: str, rows: slice = slice(None)) -> NDArray[np.float32]:
         """Return rows of a plane, (channels, rows, width); ``plane`` is a name of ``combine.PLANES``."""
-        return self._planes[plane.upper()].read(rows)
+        return self._planes[_extension(plane)].read(rows)
 
 
 class PlanesSink:
@@ -60,7 +63,7 @@ class PlanesSink:
     def write(self, start: int, stop: int, result: Tensor) -> None:
         """Write rows ``start`` to ``stop``."""
         for number, name in enumerate(self._planes):
-            self._writer.write(name.upper(), start, result[:, number].transpose(0, 1).numpy())
+            self._writer.write(_extension(name), start, result[:, number].transpose(0, 1).numpy())
 
 
 @contextmanager
@@ -88,10 +91,15 @@ def create_stack(
     header = wcs_header(wcs)
     for name, value in facts.items():
         header[name] = value
-    with create_fits(path, {name.upper(): (shape, header) for name in planes}) as writer:
+    with create_fits(path, {_extension(name): (shape, header) for name in planes}) as writer:
         yield PlanesSink(writer, planes)
 
 
 def wcs_header(wcs: WCS) -> Header:
     """Return the cards of a WCS, SIP included."""
     return wcs.to_header(relax=True)
+
+
+def _extension(plane: str) -> str:
+    """Return the name that a plane has in files."""
+    return _EXTENSIONS.get(plane, plane.upper())

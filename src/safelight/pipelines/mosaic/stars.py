@@ -80,7 +80,7 @@ def measure_stars(
 
     The detection is Source Extractor's (Bertin & Arnouts 1996, doi:10.1051/aas:1996164), the positions are its
     windowed centroids. Hot pixels are left out because one pixel holds most of their light; galaxies, trails and
-    blends because they are much wider than the median.
+    blends because they are much wider than the median; stars that the edge cuts because their place is unknown.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def measure_stars(
     found = _detect(sky, invalid, threshold)
     noise = _sky_noise(sky, invalid | (found.segments > 0))
     fwhm, light = _sizes(sky, invalid, found.objects)
-    stellar = _is_stellar(_peaks(sky, found.objects), light, fwhm)
+    stellar = _is_stellar(_peaks(sky, found.objects), light, fwhm) & ~_is_cut(found.objects)
     if not stellar.any():
         raise InputError(
             f"no stars stand {threshold:g} standard deviations above the sky",
@@ -216,6 +216,11 @@ def _is_stellar(peak: NDArray[np.float32], light: Floats, fwhm: Floats) -> NDArr
         return pointlike
     smallest, widest = (share * float(np.median(fwhm[pointlike])) for share in STELLAR_FWHM)
     return pointlike & (fwhm >= smallest) & (fwhm <= widest)
+
+
+def _is_cut(objects: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Return whether the edge of the frame cuts an object: its centroid then is pixels away from the star."""
+    return np.asarray(objects["flag"] & sep.OBJ_TRUNC != 0)
 
 
 def _centroids(
