@@ -18,6 +18,7 @@ LARGEST_SIDE = 640
 CROP = 96
 CROP_SCALE = 3
 CROPS = 2
+_GAP = 6
 
 _YELLOW, _RED = (250, 204, 21), (220, 38, 38)
 
@@ -62,6 +63,33 @@ def draw_pictures(
         planes["clean"] = _middle(clean)
     pictures = _draw_planes(planes, diagnostics)
     return {key: _save(picture, target / f"{key}.png") for key, picture in pictures.items()}
+
+
+def draw_pair(path: Path, noisy: np.ndarray, denoised: np.ndarray) -> None:
+    """Draw a part of an image before and after, side by side at the same contrast, enlarged; channels downwards.
+
+    Parameters
+    ----------
+    path : Path
+        Of the PNG, which is written whole.
+    noisy, denoised : ndarray
+        (C, Y, X), or (C, Z, Y, X), of which the middle plane is shown.
+
+    Raises
+    ------
+    OutputError
+        The picture cannot be written.
+    """
+    rows = []
+    for before, after in zip(noisy, denoised, strict=True):
+        low, high = _window(_middle(after))
+        rows.append([_enlarge(_middle(plane), low, high) for plane in (before, after)])
+    width, height = rows[0][0].size
+    picture = Image.new("L", (2 * width + _GAP, len(rows) * (height + _GAP) - _GAP), 255)
+    for number, row in enumerate(rows):
+        for column, part in enumerate(row):
+            picture.paste(part, (column * (width + _GAP), number * (height + _GAP)))
+    _save(picture, path)
 
 
 def _draw_planes(planes: Mapping[str, np.ndarray], diagnostics: Diagnostics | None) -> dict[str, Image.Image]:

@@ -27,11 +27,11 @@ from safelight.pipelines.denoise.options import (
     PredictionOptions,
     PredictOptions,
     RunOptions,
-    TrainingOptions,
     TrainOptions,
 )
 from safelight.pipelines.denoise.prediction import choose_layout, predict
-from safelight.pipelines.denoise.report import LOSSES
+from safelight.pipelines.denoise.preview import Preview
+from safelight.pipelines.denoise.report import LOSSES, PREVIEW
 from safelight.pipelines.denoise.sampling import pool_bytes
 from safelight.pipelines.denoise.setup import Setup, choose_setup
 from safelight.pipelines.denoise.training import Epoch, Trained, Training, data_limit, patch_shape
@@ -49,7 +49,9 @@ def train_model(items: Sequence[Item], options: RunOptions | TrainOptions, conte
         setup = choose_setup(items, images, options, context.events)
         training = _start_training(items, images, setup, context)
         context.events.debug("plan", **training.plan.describe())
-        trained = training.run(checkpoint, lambda epoch: _tell(epoch, training.steps, options, context))
+        preview = Preview(folder / PREVIEW, training.first_image, training.patch, context.device)
+        context.events.info("preview", file=str(preview.path))
+        trained = training.run(checkpoint, lambda epoch: _tell(epoch, preview, context))
     _learn_memory(training, context)
     _say_training(trained, training, context)
     trained.last.save(folder / "model_last.safetensors")
@@ -172,8 +174,9 @@ def _start_training(items: Sequence[Item], images: Sequence[ImageFile], setup: S
     return training
 
 
-def _tell(epoch: Epoch, steps: int | None, options: TrainingOptions, context: Context) -> None:
-    """Show how far training is, and keep the losses for the report."""
+def _tell(epoch: Epoch, preview: Preview, context: Context) -> None:
+    """Show how far training is, in numbers and in a picture."""
+    preview(epoch)
     losses = epoch.losses
     context.progress(
         epoch.share, 1.0, "training_progress", step=epoch.step, loss=losses.training[-1], held_out=losses.validation[-1]

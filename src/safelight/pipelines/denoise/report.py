@@ -16,6 +16,7 @@ from safelight.pipelines.denoise.pictures import draw_pictures
 __all__ = ["draw_pictures", "write_report"]
 
 LOSSES = "losses.json"
+PREVIEW = "preview.png"
 MOST_PICTURED = 20
 """Images whose pictures are in the report; those of more would make it too heavy to open."""
 
@@ -60,6 +61,7 @@ def write_report(folder: Path, document: Mapping[str, Any]) -> Path:
         items=[_item(folder, item, n < MOST_PICTURED, language) for n, item in enumerate(document["items"])],
         most_pictured=MOST_PICTURED,
         loss=_loss(folder, language),
+        preview=data_url((folder / PREVIEW).read_bytes()) if (folder / PREVIEW).is_file() else None,
     )
 
 

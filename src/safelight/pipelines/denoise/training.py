@@ -163,6 +163,7 @@ class Training:
         executor: Executor,
         data: str = "",
     ) -> None:
+        self.first_image = images[0]
         self._data = data
         self.architecture, self.masking, self.settings = architecture, masking, settings
         self.patch = patch_shape(images, architecture, settings.patch_size)
