@@ -65,3 +65,13 @@ def test_previews_take_a_hundredth_of_the_time_but_the_last_is_drawn(
         preview(epoch(seconds / 240, float(seconds), architecture))
         drawn += [seconds] * preview.path.exists()
     assert drawn == [10, 115, 230, 240]
+
+
+def test_the_part_with_something_to_see_is_shown(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
+    image[200:230, 20:50] += 20
+    preview = Preview(tmp_path / "preview.png", Frames(ArrayImage(image, "YX"), 2), (32, 32), CPU)
+    preview(epoch(1.0, 1.0, Architecture(features=4, depth=1)))
+    with Image.open(preview.path) as picture:
+        noisy = np.asarray(picture)[:, : CROP_SCALE * 64]
+    assert (noisy == 255).sum() > CROP_SCALE**2 * 30 * 30 * 0.9
