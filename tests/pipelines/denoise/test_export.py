@@ -6,7 +6,7 @@ import importlib.util
 import socket
 import zipfile
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ def package_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Architectu
 
     @cache
     def package(architecture: Architecture) -> Path:
-        return export_bmz(model_of(architecture), tmp_path_factory.mktemp("bmz"), authors=("A. Microscopist",))
+        folder = tmp_path_factory.mktemp("bmz")
+        return export_bmz(model_of(architecture), folder, authors=("A. Microscopist",), licence="CC0-1.0")
 
     return package
 
@@ -124,7 +125,7 @@ def test_bmz_holds_what_a_reader_needs(package_of: Callable[[Architecture], Path
     for words in ("mean\n(1200)", "(310)", "# Validation", "steps: 700"):
         assert words in text
     description = next(content for name, content in files.items() if name.endswith(".yaml")).decode()
-    for words in ("CC-BY-4.0", "A. Microscopist", "10.1109/CVPR.2019.00223", "fixed_zero_mean_unit_variance"):
+    for words in ("CC0-1.0", "A. Microscopist", "10.1109/CVPR.2019.00223", "fixed_zero_mean_unit_variance"):
         assert words in description
 
 
@@ -150,7 +151,7 @@ def test_an_unknown_licence_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("write", "missing", "extra"),
-    [(export_onnx, "onnxruntime", "onnx"), (export_bmz, "bioimageio", "bmz")],
+    [(export_onnx, "onnxruntime", "onnx"), (partial(export_bmz, licence="MIT"), "bioimageio", "bmz")],
 )
 def test_a_missing_extra_is_named(
     write: Any, missing: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

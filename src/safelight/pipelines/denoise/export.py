@@ -70,7 +70,7 @@ def export_bmz(
     folder: Path,
     *,
     authors: Sequence[str] = (),
-    licence: str = "CC-BY-4.0",
+    licence: str,
 ) -> Path:
     """Write a package of the BioImage Model Zoo (description 0.5, ONNX weights), tested by ``bioimageio.core``.
 

@@ -134,3 +134,7 @@ class ExportOptions(CommonOptions):
     formats: tuple[Literal["bmz", "onnx"], ...] = Field(
         ("bmz", "onnx"), description="bmz: a BioImage Model Zoo package; onnx: an ONNX network."
     )
+    authors: tuple[str, ...] = Field((), description="Names of the model's authors, for the bmz package.")
+    licence: str = Field(
+        "CC-BY-4.0", description="Licence of the weights in the bmz package, an SPDX identifier such as CC0-1.0."
+    )

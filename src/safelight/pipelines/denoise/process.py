@@ -101,9 +101,14 @@ def export(item: Item, options: ExportOptions, context: Context, prepared: None)
     from safelight.pipelines.denoise.export import export_bmz, export_onnx
 
     model = DenoiseModel.load(item.payload)
-    writers = {"bmz": export_bmz, "onnx": export_onnx}
-    outputs = tuple(writers[name](model, context.folder) for name in options.formats)
-    return Record(outputs)
+    outputs = []
+    if "bmz" in options.formats:
+        authors = ", ".join(options.authors) or "–"
+        context.events.info("bmz_credits", licence=options.licence, authors=authors)
+        outputs.append(export_bmz(model, context.folder, authors=options.authors, licence=options.licence))
+    if "onnx" in options.formats:
+        outputs.append(export_onnx(model, context.folder))
+    return Record(tuple(outputs))
 
 
 def plan(item: Item, options: RunOptions | PredictOptions, context: Context) -> list[Plan]:
