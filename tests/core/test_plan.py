@@ -149,17 +149,17 @@ def test_planning_takes_no_memory_however_large_the_data() -> None:
 
 def test_what_was_measured_is_known_to_the_next_process(tmp_path: Path) -> None:
     first = Corrections(tmp_path)
-    assert first.get("blur", torch.float32, CPU) == 1.0
-    first.put("blur", torch.float32, CPU, 1.2)
+    assert first.get("blur", torch.float32, 4000, CPU) == 1.0
+    first.put("blur", torch.float32, 4000, CPU, 1.2)
     later = Corrections(tmp_path)
-    assert later.get("blur", torch.float32, CPU) == 1.2
+    assert later.get("blur", torch.float32, 4000, CPU) == 1.2
     others = [("sharpen", torch.float32, CPU), ("blur", torch.float16, CPU), ("blur", torch.float32, MIXED)]
     assert [later.get(*other) for other in others] == [1.0, 1.0, 1.0]
 
 
 def test_processes_that_write_at_once_keep_what_the_others_wrote(tmp_path: Path) -> None:
     one, other = Corrections(tmp_path), Corrections(tmp_path)
-    one.put("blur", torch.float32, CPU, 1.2)
+    one.put("blur", torch.float32, 4000, CPU, 1.2)
     other.put("sharpen", torch.float32, CPU, 1.3)
     one.put("sort", torch.float32, CPU, 1.4)
     known = Corrections(tmp_path)
@@ -169,13 +169,20 @@ def test_processes_that_write_at_once_keep_what_the_others_wrote(tmp_path: Path)
 
 def test_only_what_changed_noticeably_is_written(tmp_path: Path) -> None:
     corrections, file = Corrections(tmp_path), tmp_path / "corrections.json"
-    corrections.put("blur", torch.float32, CPU, 1.2)
+    corrections.put("blur", torch.float32, 4000, CPU, 1.2)
     file.write_text("{}")
-    corrections.put("blur", torch.float32, CPU, 1.205)
+    corrections.put("blur", torch.float32, 4000, CPU, 1.205)
     assert file.read_text() == "{}"
-    assert corrections.get("blur", torch.float32, CPU) == 1.205
-    corrections.put("blur", torch.float32, CPU, 1.3)
+    assert corrections.get("blur", torch.float32, 4000, CPU) == 1.205
+    corrections.put("blur", torch.float32, 4000, CPU, 1.3)
     assert "1.3" in file.read_text()
+
+
+def test_a_small_image_teaches_nothing_about_a_large_one(tmp_path: Path) -> None:
+    corrections = Corrections(tmp_path)
+    corrections.put("blur", torch.float32, 4000, CPU, 0.5)
+    assert corrections.get("blur", torch.float32, 3000, CPU) == 0.5
+    assert corrections.get("blur", torch.float32, 40_000, CPU) == 1.0
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[1]", "null", '{"a": "b"}', '{"a": null}', "\x00\xff"])
@@ -183,24 +190,24 @@ def test_a_damaged_cache_is_an_empty_one(tmp_path: Path, damage: str) -> None:
     file = tmp_path / "corrections.json"
     file.write_bytes(damage.encode("latin-1"))
     corrections = Corrections(tmp_path)
-    assert corrections.get("blur", torch.float32, CPU) == 1.0
-    corrections.put("blur", torch.float32, CPU, 1.2)
+    assert corrections.get("blur", torch.float32, 4000, CPU) == 1.0
+    corrections.put("blur", torch.float32, 4000, CPU, 1.2)
     assert list(json.loads(file.read_text()).values()) == [1.2]
 
 
 @pytest.mark.parametrize("nonsense", [0.0, 1e9, -1.0, float("inf")])
 def test_no_correction_is_beyond_belief(tmp_path: Path, nonsense: float) -> None:
     corrections = Corrections(tmp_path)
-    corrections.put("blur", torch.float32, CPU, nonsense)
-    assert 0.1 <= corrections.get("blur", torch.float32, CPU) <= 10
+    corrections.put("blur", torch.float32, 4000, CPU, nonsense)
+    assert 0.1 <= corrections.get("blur", torch.float32, 4000, CPU) <= 10
     (file,) = tmp_path.iterdir()
     written = json.loads(file.read_text())
     file.write_text(json.dumps(dict.fromkeys(written, nonsense)))
-    assert Corrections(tmp_path).get("blur", torch.float32, CPU) == 1.0
+    assert Corrections(tmp_path).get("blur", torch.float32, 4000, CPU) == 1.0
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     corrections = Corrections(tmp_path / "file")
-    corrections.put("blur", torch.float32, CPU, 1.2)
-    assert corrections.get("blur", torch.float32, CPU) == 1.2
+    corrections.put("blur", torch.float32, 4000, CPU, 1.2)
+    assert corrections.get("blur", torch.float32, 4000, CPU) == 1.2

@@ -19,7 +19,7 @@ from safelight.core.events import EventLog, Value
 from safelight.core.kernel import MapKernel
 from safelight.core.memory import Budget, VirtualDevice, device_budget, host_budget, is_out_of_memory
 from safelight.core.options import CommonOptions
-from safelight.core.plan import Chunk, Corrections, Cost, Plan, make_plan, predict_cost
+from safelight.core.plan import Chunk, Corrections, Cost, Plan, make_plan, predict_cost, row_bytes
 from safelight.core.stage import Stage
 from safelight.core.stream import AccumulatingSink, Sink, Source, read_ahead
 from safelight.core.timing import ChunkTimes
@@ -234,7 +234,7 @@ class Executor:
             stage.budget,
             host=None if stage.is_host else host_budget(self._memory_limit),
             accumulates=accumulates,
-            correction=self._corrections.get(kernel.name, source.dtype, stage.device),
+            correction=self._corrections.get(kernel.name, source.dtype, row_bytes(source), stage.device),
         )
 
     def _run_stage(self, job: _Job, stage: Stage, plan: Plan, start: int) -> int:
@@ -322,8 +322,8 @@ class Executor:
         measured = used_bytes + plan.cost.constants
         predicted = plan.cost.peak(rows)
         self.measured.append(Measured(plan.kernel, stage.name, rows, predicted, measured))
-        before = self._corrections.get(plan.kernel, dtype, stage.device)
-        self._corrections.put(plan.kernel, dtype, stage.device, before * measured / predicted)
+        before = self._corrections.get(plan.kernel, dtype, plan.cost.input_row, stage.device)
+        self._corrections.put(plan.kernel, dtype, plan.cost.input_row, stage.device, before * measured / predicted)
 
     def _backward(
         self, loss_of: Callable[[int, int], Tensor], batch_size: int, size: int

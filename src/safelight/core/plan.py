@@ -232,7 +232,7 @@ def predict_cost(kernel: MapKernel, source: Source, shared: bool) -> Cost:
     peak_many = _dry_run(kernel, many, source)[0] if many > few else peak_few
     per_row = -(-(peak_many - peak_few) // (many - few)) if many > few else -(-(peak_few - constants) // few)
     per_row = max(per_row, 1)
-    input_row = math.prod(source.shape) * source.dtype.itemsize
+    input_row = row_bytes(source)
     fixed = max(peak_few - per_row * few, constants)
     return Cost(fixed, per_row, constants, input_row, output_row, input_row if shared else 0)
 
@@ -277,8 +277,15 @@ _SHAPES: dict[Any, Callable[..., Any]] = {
 }
 
 
+def row_bytes(source: Source) -> int:
+    """Return the bytes of one row of a source."""
+    return math.prod(source.shape) * source.dtype.itemsize
+
+
 class Corrections:
-    """Measured over predicted peaks of earlier runs, per kernel, dtype, precision, device and torch version.
+    """Measured over predicted peaks of earlier runs, per kernel, dtype, size of a row, precision, device and torch.
+
+    Rows count by the power of two that their bytes reach: what a tiny image taught says little about a large one.
 
     Parameters
     ----------
@@ -291,13 +298,13 @@ class Corrections:
         self._path = Path(chosen) / "corrections.json"
         self._known = self._read()
 
-    def get(self, kernel: str, dtype: torch.dtype, device: Device) -> float:
+    def get(self, kernel: str, dtype: torch.dtype, row_bytes: int, device: Device) -> float:
         """Return the correction, 1 where nothing was measured yet."""
-        return self._known.get(self._key(kernel, dtype, device), 1.0)
+        return self._known.get(self._key(kernel, dtype, row_bytes, device), 1.0)
 
-    def put(self, kernel: str, dtype: torch.dtype, device: Device, correction: float) -> None:
+    def put(self, kernel: str, dtype: torch.dtype, row_bytes: int, device: Device, correction: float) -> None:
         """Keep a correction, within 0.1 and 10. A cache folder that cannot be written is no reason to stop."""
-        key, correction = self._key(kernel, dtype, device), min(max(correction, _LEAST), _MOST)
+        key, correction = self._key(kernel, dtype, row_bytes, device), min(max(correction, _LEAST), _MOST)
         before = self._known.get(key)
         self._known[key] = correction
         if before is None or not math.isclose(before, correction, rel_tol=_NOTICEABLE):
@@ -322,6 +329,7 @@ class Corrections:
             return {}
 
     @staticmethod
-    def _key(kernel: str, dtype: torch.dtype, device: Device) -> str:
-        precision = "mixed" if device.amp else "full"
-        return " | ".join((kernel, str(dtype), precision, hardware_name(device.torch_device), torch.__version__))
+    def _key(kernel: str, dtype: torch.dtype, row_bytes: int, device: Device) -> str:
+        precision, rows = "mixed" if device.amp else "full", f"rows below {1 << row_bytes.bit_length()} B"
+        hardware = hardware_name(device.torch_device)
+        return " | ".join((kernel, str(dtype), rows, precision, hardware, torch.__version__))

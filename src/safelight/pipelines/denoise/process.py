@@ -194,7 +194,8 @@ def _learn_memory(training: Training, context: Context) -> None:
     if measured is None:
         return
     context.executor.measured.append(Measured(plan.kernel, plan.device, plan.rows, plan.predicted_bytes, measured))
-    Corrections().put(plan.kernel, torch.float32, context.device, measured / plan.dry_run.bytes(plan.rows))
+    ratio = measured / plan.dry_run.bytes(plan.rows)
+    Corrections().put(plan.kernel, torch.float32, plan.dry_run.input_row, context.device, ratio)
 
 
 def _say_training(trained: Trained, training: Training, context: Context) -> None:
