@@ -189,7 +189,7 @@ class Made:
     @property
     def checks(self) -> dict[tuple[str, str], dict[str, Any]]:
         """The audit: every check by its name and where it was made."""
-        checks = self.document["items"][-1]["details"]["checks"]
+        checks = [check for item in self.document["items"] for check in item["details"]["checks"]]
         return {(check["name"], check["where"]): check for check in checks}
 
     @property

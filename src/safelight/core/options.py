@@ -94,7 +94,7 @@ class CommonOptions(Settings):
     notes: str = Field("", description="Free text kept with this run in the history.")
     dry_run: bool = _switch("Say what would be done and how much memory it takes, do nothing.")
     fresh: bool = _switch("Do everything again, even what an earlier run finished.")
-    strict: bool = _switch("Exit with an error when any item was left out.")
+    strict: bool = _switch("Exit with an error when any item was left out or any check of the results failed.")
     lang: Language | None = Field(None, description="Language of messages; the system's by default.")
     quiet: bool = _switch("Say only warnings and errors.")
     verbose: bool = _switch("Say everything.")

@@ -199,6 +199,9 @@ class Command(Generic[OptionsT]):
         ``(item, options, context) -> sequence of Plan``: the memory plans of an item, without running it.
     summarise : callable
         ``(records) -> mapping``: numbers for the history.
+    audit : callable
+        ``(records) -> sequence of mappings``: the checks that the results do not pass, each as the data of an event
+        ``audit_missed``. With ``--strict`` any makes the exit status non-zero.
     report : callable, optional
         ``(folder, run document) -> Path``: writes the report after the items.
     without_result : frozenset of str
@@ -215,6 +218,7 @@ class Command(Generic[OptionsT]):
     finish: Callable[[Item, OptionsT, Context, Any], Record] | None = None
     plan: Callable[[Item, OptionsT, Context], Sequence[Plan]] | None = None
     summarise: Callable[[Sequence[Record]], Mapping[str, float]] = mean_of_metrics
+    audit: Callable[[Sequence[Record]], Sequence[Mapping[str, Value]]] = lambda _: ()
     report: Callable[[Path, Mapping[str, Any]], Path] | None = None
     positional: tuple[str, ...] = ("input",)
     without_result: frozenset[str] = frozenset()

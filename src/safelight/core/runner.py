@@ -12,7 +12,7 @@ from typing import Any
 from safelight.core import history
 from safelight.core.device import compiled_graphs, select
 from safelight.core.errors import CancelledError, DeviceError, InputError, NothingToDoError, SafelightError
-from safelight.core.events import EventLog, Severity
+from safelight.core.events import EventLog, Severity, Value
 from safelight.core.execute import Executor
 from safelight.core.handover import Handover
 from safelight.core.memory import is_sticky
@@ -39,13 +39,15 @@ class Outcome:
     found : Found
         What discovery found and left out.
     strict : bool
-        Whether anything left out is an error.
+        Whether anything left out, and any check that a result does not pass, is an error.
     records : dict
         The record of every finished item by name, those of an earlier run included.
     seconds : dict
         How long each item took that this run has done.
     failed : dict
         The error of every failed item by name.
+    missed : int
+        Checks that the results do not pass.
     handover : Path, optional
         The device is lost to this process: what a fresh one needs to go on with the run.
     """
@@ -56,13 +58,14 @@ class Outcome:
     records: dict[str, Record] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     failed: dict[str, SafelightError] = field(default_factory=dict)
+    missed: int = 0
     handover: Path | None = None
 
     @property
     def exit_status(self) -> int:
         """Zero when all is done, nothing failed and nothing was left out that should not be."""
         left_out = [r for r in self.found.refused if self.strict or r.severity is Severity.ERROR]
-        return int(bool(self.handover or self.failed or left_out))
+        return int(bool(self.handover or self.failed or left_out or (self.strict and self.missed)))
 
 
 def run_command(
@@ -263,7 +266,9 @@ class _Job:
     def _conclude(self) -> None:
         """Write the record, the report and the history, and say how it went."""
         outcome, context = self.outcome, self.context
-        averages = dict(self.command.summarise(tuple(outcome.records.values())))
+        records = tuple(outcome.records.values())
+        averages = dict(self.command.summarise(records))
+        self._say_missed(self.command.audit(records))
         done = len(outcome.records.keys() & outcome.seconds.keys())
         counts = {
             "done": done,
@@ -293,6 +298,13 @@ class _Job:
         self.events.info("run_finished", folder=str(context.folder), **counts)
         self.run.write_record({**document, "events": self._events_as_json()})
         history.append(self.options.results, entry)
+
+    def _say_missed(self, checks: Sequence[Mapping[str, Value]]) -> None:
+        """Say which checks the results do not pass, also those of an earlier run."""
+        self.outcome.missed = len(checks)
+        severity = Severity.ERROR if self.options.strict else Severity.WARNING
+        for check in checks:
+            self.events.emit("audit_missed", severity, **check)
 
     def _document(self, averages: Mapping[str, float]) -> dict[str, Any]:
         """Return the run's record: everything needed to know what was done, with what, and how it went."""

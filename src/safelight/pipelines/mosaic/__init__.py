@@ -24,6 +24,7 @@ RUN = Command(
     process=deferred(f"{_ROOM}.process:stack"),
     finish=deferred(f"{_ROOM}.process:assemble"),
     plan=deferred(f"{_ROOM}.planning:plan"),
+    audit=deferred(f"{_ROOM}.audit:missed_checks"),
     report=deferred(f"{_ROOM}.report:write_report"),
     without_result=frozenset({"input"}),
 )

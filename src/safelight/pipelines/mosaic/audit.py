@@ -6,15 +6,16 @@ rejection, stars that registration smeared, steps at seams, and stars that are n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from safelight.core.events import Value
+from safelight.core.pipeline import Record
 from safelight.pipelines.mosaic.star_matching import mutual_pairs
 from safelight.pipelines.mosaic.stars import StarField
 
@@ -124,6 +125,12 @@ def check_stars(where: str, frames: Iterable[StarField], stack: StarField, toler
 def check_seam(where: str, step: float, frame_noise: float) -> Check:
     """Compare the step between two tiles where they overlap with the noise of one pixel of a single frame."""
     return Check("seam_step", where, abs(step) / frame_noise, SEAM_STEP, "most")
+
+
+def missed_checks(records: Sequence[Record]) -> list[Mapping[str, Value]]:
+    """Return the checks that the groups and the mosaic do not pass."""
+    details: list[Mapping[str, Any]] = [record.details for record in records]
+    return [check for one in details for check in one["checks"] if not check["passed"]]
 
 
 def _matched_stars(first: StarField, second: StarField, tolerance: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

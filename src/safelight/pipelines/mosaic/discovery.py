@@ -14,6 +14,7 @@ from astropy.io.fits import Header
 from astropy.units import UnitsError
 
 from safelight.core.errors import InputError, SafelightError
+from safelight.core.events import Severity
 from safelight.core.pipeline import Refusal
 from safelight.formats.fits import is_fits_name, open_fits
 from safelight.kernels.demosaic import Pattern, flipped, shifted
@@ -23,6 +24,10 @@ ARCSECONDS_PER_RADIAN = 206_264.806
 MICRONS_PER_MILLIMETRE = 1000.0
 CALIBRATION_TYPES = ("BIAS", "DARK", "FLAT", "OFFSET")
 """Words that IMAGETYP has for frames that show no sky, such as "Dark Frame" or "Master Flat"."""
+
+
+class UnwantedError(InputError):
+    """A frame is sound, but no part of this mosaic: leaving it out is no failure."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +120,11 @@ def find_frames(
         try:
             other = seen.setdefault(path.resolve(), path)
             if other is not path:
-                raise InputError(f"is the same file as {other}", path=path)
+                raise UnwantedError(f"is the same file as {other}", path=path)
             frames.append(_light(read_facts(path, bayer_pattern)))
         except SafelightError as error:
-            refused.append(Refusal(path.name, error))
+            severity = Severity.WARNING if isinstance(error, UnwantedError) else Severity.ERROR
+            refused.append(Refusal(path.name, error, severity))
     alike, others = _most_alike(frames)
     return alike, refused + others
 
@@ -166,7 +172,7 @@ def read_facts(path: Path, bayer_pattern: BayerPattern) -> FrameFacts:
 def _light(facts: FrameFacts) -> FrameFacts:
     """Refuse calibration frames, which often lie in folders beside the lights."""
     if any(word in facts.image_type.upper() for word in CALIBRATION_TYPES):
-        raise InputError(
+        raise UnwantedError(
             f"IMAGETYP is {facts.image_type!r}",
             path=facts.path,
             expected="a light frame",
@@ -188,11 +194,12 @@ def _most_alike(frames: Sequence[FrameFacts]) -> tuple[list[FrameFacts], list[Re
     refused = [
         Refusal(
             frame.path.name,
-            InputError(
+            UnwantedError(
                 f"is {_describe(frame.kind)}, but most frames are {_describe(kept)}",
                 path=frame.path,
                 remedy="make a mosaic of its own of them",
             ),
+            Severity.WARNING,
         )
         for frame in frames
         if frame.kind != kept

@@ -26,6 +26,10 @@ NORMAL_SIGMA_OF_MAD = 1.4826
 DEBLENDED_PARTS = 8192
 
 
+class NoStarsError(InputError):
+    """A frame is sound, but shows no stars: clouds, a closed shutter or the wrong focus."""
+
+
 @dataclass(frozen=True, eq=False)
 class StarField:
     """The stars of one frame, brightest first, and what they stand on.
@@ -94,7 +98,9 @@ def measure_stars(
     Raises
     ------
     InputError
-        The frame is no picture, holds no valid pixels or no stars.
+        The frame is no picture, or holds no valid pixels.
+    NoStarsError
+        It holds no stars.
     """
     image, invalid = _prepared(luminance)
     sky, background = _without_background(image, invalid)
@@ -103,7 +109,7 @@ def measure_stars(
     fwhm, light = _sizes(sky, invalid, found.objects)
     stellar = _is_stellar(_peaks(sky, found.objects), light, fwhm) & ~_is_cut(found.objects)
     if not stellar.any():
-        raise InputError(
+        raise NoStarsError(
             f"no stars stand {threshold:g} standard deviations above the sky",
             expected="a frame of stars in focus",
             remedy="leave the frame out: clouds, a closed shutter or the wrong focus",
@@ -160,7 +166,7 @@ def _detect(sky: NDArray[np.float32], invalid: NDArray[np.bool_], threshold: flo
     smooth = gaussian_filter(sky, SMOOTHING_FWHM * GAUSSIAN_SIGMA_OF_FWHM)
     noise = _robust_sigma(smooth[~invalid])
     if noise == 0:
-        raise InputError("the sky has no noise: most pixels are equal", expected="a frame as the camera took it")
+        raise NoStarsError("the sky has no noise: most pixels are equal", expected="a frame as the camera took it")
     # The default stack of active pixels overflows on bright nebulae; all pixels at once is the most it can need.
     sep.set_extract_pixstack(max(sep.get_extract_pixstack(), sky.size))
     sep.set_sub_object_limit(DEBLENDED_PARTS)
