@@ -153,17 +153,21 @@ def test_what_was_measured_is_known_to_the_next_process(tmp_path: Path) -> None:
     first.put("blur", torch.float32, 4000, CPU, 1.2)
     later = Corrections(tmp_path)
     assert later.get("blur", torch.float32, 4000, CPU) == 1.2
-    others = [("sharpen", torch.float32, CPU), ("blur", torch.float16, CPU), ("blur", torch.float32, MIXED)]
+    others = [
+        ("sharpen", torch.float32, 4000, CPU),
+        ("blur", torch.float16, 4000, CPU),
+        ("blur", torch.float32, 4000, MIXED),
+    ]
     assert [later.get(*other) for other in others] == [1.0, 1.0, 1.0]
 
 
 def test_processes_that_write_at_once_keep_what_the_others_wrote(tmp_path: Path) -> None:
     one, other = Corrections(tmp_path), Corrections(tmp_path)
     one.put("blur", torch.float32, 4000, CPU, 1.2)
-    other.put("sharpen", torch.float32, CPU, 1.3)
-    one.put("sort", torch.float32, CPU, 1.4)
+    other.put("sharpen", torch.float32, 4000, CPU, 1.3)
+    one.put("sort", torch.float32, 4000, CPU, 1.4)
     known = Corrections(tmp_path)
-    assert [known.get(name, torch.float32, CPU) for name in ("blur", "sharpen", "sort")] == [1.2, 1.3, 1.4]
+    assert [known.get(name, torch.float32, 4000, CPU) for name in ("blur", "sharpen", "sort")] == [1.2, 1.3, 1.4]
     assert [path.name for path in tmp_path.iterdir()] == ["corrections.json"]
 
 

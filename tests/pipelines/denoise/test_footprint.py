@@ -12,7 +12,7 @@ from safelight.core.device import Device
 from safelight.core.events import EventLog
 from safelight.core.execute import Executor
 from safelight.core.memory import Budget, Ledger
-from safelight.core.plan import Corrections
+from safelight.core.plan import Corrections, Plan
 from safelight.pipelines.denoise.footprint import PeakMemory, plan_step
 from safelight.pipelines.denoise.frames import ArrayImage, Frames
 from safelight.pipelines.denoise.masking import MaskingSettings
@@ -63,14 +63,13 @@ def test_a_small_budget_plans_parts_of_the_batch(tmp_path: Path) -> None:
 
 
 def test_a_measurement_corrects_the_plans_of_its_kind_only(tmp_path: Path) -> None:
-    def plan(batch: int) -> tuple[str, int]:
-        found = plan_step(Architecture(features=8), MaskingSettings(), (32, 32), batch, executor(tmp_path))
-        return found.kernel, found.predicted_bytes
+    def plan(batch: int) -> Plan:
+        return plan_step(Architecture(features=8), MaskingSettings(), (32, 32), batch, executor(tmp_path))
 
-    (kernel, before), (_, other) = plan(4), plan(8)
-    Corrections(tmp_path).put(kernel, torch.float32, CPU, 1.25)
-    assert plan(4)[1] == pytest.approx(1.25 * before, rel=0.01)
-    assert plan(8)[1] == other
+    before, other = plan(4), plan(8)
+    Corrections(tmp_path).put(before.kernel, torch.float32, before.cost.input_row, CPU, 1.25)
+    assert plan(4).predicted_bytes == pytest.approx(1.25 * before.predicted_bytes, rel=0.01)
+    assert plan(8).predicted_bytes == other.predicted_bytes
 
 
 def test_the_peak_is_that_since_the_start_and_survives_the_memory_being_freed() -> None:
