@@ -53,6 +53,16 @@ def distance_to_edge(inside: Tensor, reach: float) -> Tensor:
     return least.sqrt()
 
 
+def block_of(reach: float) -> int:
+    """Return the side in pixels of the blocks that a feather is measured on."""
+    return max(round(reach / FINE), 1)
+
+
+def reach_of_rows(reach: float) -> int:
+    """Return how many rows above and below a row can change its feather weights."""
+    return math.ceil(reach) + SURROUNDINGS // 2 + 2 * block_of(reach)
+
+
 def feather_weights(valid: Tensor, reach: float) -> Tensor:
     """Return weights that rise from the edge of a tile to its inside.
 
@@ -72,7 +82,7 @@ def feather_weights(valid: Tensor, reach: float) -> Tensor:
         return valid.float()
     rows, width = valid.shape
     inside = _mean_around(valid.float()) >= 0.5
-    block = max(round(reach / FINE), 1)
+    block = block_of(reach)
     if block > 1:
         inside = nn.functional.avg_pool2d(inside.float()[None], block, ceil_mode=True)[0] >= 0.5
     # The outermost pixel's, or block's, middle is half of its size from the edge.

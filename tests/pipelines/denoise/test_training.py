@@ -256,9 +256,12 @@ def test_images_smaller_than_a_patch_are_refused_with_the_size_that_would_do(sta
 def test_gaps_are_said_and_do_no_harm(start: Start) -> None:
     image = noisy(40, 48)
     image[3, 5] = np.nan
-    trained = start(image).run()
+    training = start(image)
+    assert int(training.pool.values.isnan().sum()) == 1
+    trained = training.run()
     assert trained.has_gaps
     assert np.isfinite(trained.losses.training).all()
+    assert min(trained.losses.training) > 0.1  # a loss of 0 would be that of nothing left to learn from
 
 
 def test_training_denoises(start: Start) -> None:

@@ -5,19 +5,25 @@ The stacks lie on windows of one canvas, pixel on pixel, so nothing is resampled
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from safelight.core.kernel import Kernel
 from safelight.kernels.coadd import LAYERS, coadd
+from safelight.kernels.feather import block_of, feather_weights, reach_of_rows
 from safelight.kernels.matching import Overlap, match_tiles, match_values, overlap_of
 from safelight.kernels.rejection import Rejection
 from safelight.pipelines.mosaic.stack_file import StackFile
+
+BAND_ROWS = 512
+"""Rows that are read at a time where the Executor does not choose."""
 
 Window = tuple[int, int, int, int]
 """Rows and columns y0, y1, x0, x1 of the canvas."""
@@ -42,7 +48,7 @@ class Tile:
 def find_overlaps(tiles: Sequence[Tile]) -> list[list[Overlap]]:
     """Return what every two overlapping tiles have in common, for each channel."""
     pairs = combinations(range(len(tiles)), 2)
-    return [_overlaps(tiles, a, b) for a, b in pairs if _common(tiles[a].window, tiles[b].window)]
+    return [_overlaps(tiles, a, b) for a, b in pairs if common_window(tiles[a].window, tiles[b].window)]
 
 
 def match(overlaps: Sequence[Sequence[Overlap]], tiles: Sequence[Tile], channels: int) -> Tensor:
@@ -69,60 +75,137 @@ def unmatched(channels: int, tiles: int) -> Tensor:
     return torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64).repeat(channels, tiles, 1)
 
 
+class Feather:
+    """The feather weights of a tile, computed a band of rows at a time: the same for any rows that are asked for.
+
+    Parameters
+    ----------
+    tile : Tile
+    width : int
+        Of the feather, in pixels.
+    """
+
+    def __init__(self, tile: Tile, width: int) -> None:
+        self._tile = tile
+        self._width = width
+        self._known: tuple[int, Tensor] | None = None
+
+    def read(self, rows: slice) -> Tensor:
+        """Return rows of the tile, (rows, width) float32."""
+        bands = range(rows.start // BAND_ROWS, -(-rows.stop // BAND_ROWS))
+        first = bands.start * BAND_ROWS
+        return torch.cat([self._band(band) for band in bands])[rows.start - first : rows.stop - first]
+
+    def _band(self, band: int) -> Tensor:
+        if self._known is None or self._known[0] != band:
+            self._known = band, self._computed(band * BAND_ROWS)
+        return self._known[1]
+
+    def _computed(self, start: int) -> Tensor:
+        y0, y1, *_ = self._tile.window
+        stop = min(start + BAND_ROWS, y1 - y0)
+        around, block = reach_of_rows(self._width), block_of(self._width)
+        first = max(start - around, 0) // block * block
+        last = min(-(-(stop + around) // block) * block, y1 - y0)
+        valid = torch.from_numpy(_coverage(self._tile, slice(first, last)) > 0)
+        return feather_weights(valid, self._width)[start - first : stop - first]
+
+
 @dataclass
 class TilesSource:
-    """Rows of the canvas from all tiles: (layers, channels, width, tiles), matched, NaN where a tile is not.
+    """Rows of the mosaic from all tiles: (layers, channels, width, tiles), matched, NaN where a tile is not.
 
     Parameters
     ----------
     tiles : sequence of Tile
-    shape_of_canvas : tuple of int
-        Height and width.
+    window : Window
+        What the mosaic shows of the canvas.
     coefficients : Tensor
         (channels, tiles, 4), for ``match_values``.
-    feathers : mapping
-        The feather weights of each tile by its name.
+    feathers : sequence of Feather
+        One for each tile.
     """
 
     tiles: Sequence[Tile]
-    shape_of_canvas: tuple[int, int]
+    window: Window
     coefficients: Tensor
-    feathers: Mapping[str, Tensor]
+    feathers: Sequence[Feather]
     dtype: torch.dtype = field(default=torch.float32, init=False)
 
     @property
     def extent(self) -> int:
-        """Rows of the canvas."""
-        return self.shape_of_canvas[0]
+        """Rows of the mosaic."""
+        top, bottom, *_ = self.window
+        return bottom - top
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Layers, channels, width, tiles."""
-        return (len(LAYERS), self.coefficients.shape[0], self.shape_of_canvas[1], len(self.tiles))
+        *_, left, right = self.window
+        return (len(LAYERS), self.coefficients.shape[0], right - left, len(self.tiles))
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return the rows of all tiles."""
         block = torch.zeros((stop - start, *self.shape))
         block[:, LAYERS.index("image")] = torch.nan
+        top, _, left, right = self.window
+        rows = (top + start, top + stop, left, right)
         for number, tile in enumerate(self.tiles):
-            y0, y1, x0, x1 = tile.window
-            first, last = max(start, y0), min(stop, y1)
-            if first < last:
-                block[first - start : last - start, :, :, x0:x1, number] = self._layers(tile, number, first, last)
+            if (common := common_window(rows, tile.window)) is not None:
+                y0, y1, x0, x1 = common
+                part = block[y0 - rows[0] : y1 - rows[0], :, :, x0 - left : x1 - left, number]
+                part.copy_(self._layers(number, common))
         return block
 
-    def _layers(self, tile: Tile, number: int, first: int, last: int) -> Tensor:
-        """Return a tile's layers (rows, layers, channels, width) in rows of the canvas."""
-        y0, _, x0, x1 = tile.window
-        rows = slice(first - y0, last - y0)
-        planes = {name: torch.from_numpy(tile.file.read(name, rows)) for name in LAYERS}
-        y, x = torch.arange(first, last, dtype=torch.float64), torch.arange(x0, x1, dtype=torch.float64)
+    def _layers(self, number: int, window: Window) -> Tensor:
+        """Return a tile's layers (rows, layers, channels, width) in a window of the canvas."""
+        tile = self.tiles[number]
+        y0, y1, x0, x1 = window
+        top, _, left, _ = tile.window
+        planes = {name: _part(tile, name, window) for name in LAYERS}
+        y, x = torch.arange(y0, y1, dtype=torch.float64), torch.arange(x0, x1, dtype=torch.float64)
         for channel, coefficients in enumerate(self.coefficients[:, number]):
             planes["image"][channel] = match_values(planes["image"][channel].double(), coefficients, y, x).float()
             planes["variance"][channel] *= float(coefficients[0]) ** 2
+        feather = self.feathers[number].read(slice(y0 - top, y1 - top))[:, x0 - left : x1 - left]
         # Weights of frames are relative within their group; between groups the noise decides.
-        planes["weight"] = (self.feathers[tile.name][rows] / planes["variance"]).nan_to_num(nan=0, posinf=0)
+        planes["weight"] = (feather / planes["variance"]).nan_to_num(nan=0, posinf=0)
         return torch.stack([planes[name] for name in LAYERS]).permute(2, 0, 1, 3)
+
+
+def well_covered(tiles: Sequence[Tile], shape: tuple[int, int], share: float) -> Window:
+    """Return the rows and columns of the canvas that somewhere have a share of the best coverage.
+
+    Parameters
+    ----------
+    tiles : sequence of Tile
+    shape : tuple of int
+        Height and width of the canvas.
+    share : float
+        Of the largest number of frames at a pixel, 0 to 1.
+
+    Returns
+    -------
+    Window
+        From the first such row and column to the last.
+    """
+    height, width = shape
+    best_of_row, best_of_column = np.zeros(height, np.float32), np.zeros(width, np.float32)
+    for start in range(0, height, BAND_ROWS):
+        rows = (start, min(start + BAND_ROWS, height), 0, width)
+        frames = _frames_in(tiles, rows)
+        best_of_row[rows[0] : rows[1]] = frames.max(axis=1)
+        np.maximum(best_of_column, frames.max(axis=0), out=best_of_column)
+    least = share * best_of_row.max()
+    y, x = (np.flatnonzero(best >= least) for best in (best_of_row, best_of_column))
+    return int(y[0]), int(y[-1]) + 1, int(x[0]), int(x[-1]) + 1
+
+
+def common_window(first: Window, second: Window) -> Window | None:
+    """Return what two windows share; None where they share no pixel."""
+    y0, x0 = max(first[0], second[0]), max(first[2], second[2])
+    y1, x1 = min(first[1], second[1]), min(first[3], second[3])
+    return (y0, y1, x0, x1) if y1 > y0 and x1 > x0 else None
 
 
 def coadd_kernel(rejects: bool) -> Kernel:
@@ -131,24 +214,36 @@ def coadd_kernel(rejects: bool) -> Kernel:
     return Kernel("coadd", partial(coadd, rejection=rejection))
 
 
-def _common(first: Window, second: Window) -> Window | None:
-    y0, x0 = max(first[0], second[0]), max(first[2], second[2])
-    y1, x1 = min(first[1], second[1]), min(first[3], second[3])
-    return (y0, y1, x0, x1) if y1 > y0 and x1 > x0 else None
-
-
 def _overlaps(tiles: Sequence[Tile], a: int, b: int) -> list[Overlap]:
     """Return what two tiles have in common, for each channel."""
-    window = _common(tiles[a].window, tiles[b].window)
+    window = common_window(tiles[a].window, tiles[b].window)
     assert window is not None
-    first, second = (_part(tiles[number], window) for number in (a, b))
+    first, second = (_part(tiles[number], "image", window) for number in (a, b))
     corner = (window[0], window[2])
     return [overlap_of((a, b), *both, corner) for both in zip(first, second, strict=True)]
 
 
-def _part(tile: Tile, window: Window) -> Tensor:
-    """Return a tile's image (channels, height, width) in a window of the canvas."""
+def _part(tile: Tile, plane: str, window: Window) -> Tensor:
+    """Return a plane (channels, height, width) of a tile in a window of the canvas."""
     y0, y1, x0, x1 = window
     top, _, left, _ = tile.window
-    rows = tile.file.read("image", slice(y0 - top, y1 - top))
+    rows = tile.file.read(plane, slice(y0 - top, y1 - top))
     return torch.from_numpy(rows[:, :, x0 - left : x1 - left])
+
+
+def _coverage(tile: Tile, rows: slice) -> NDArray[np.float32]:
+    """Return how many frames each pixel (rows, width) of a tile has in its least covered channel."""
+    frames: NDArray[np.float32] = tile.file.read("count", rows).min(axis=0)
+    return frames
+
+
+def _frames_in(tiles: Sequence[Tile], window: Window) -> NDArray[np.float32]:
+    """Return how many frames each pixel of a window of the canvas has."""
+    top, bottom, left, right = window
+    frames = np.zeros((bottom - top, right - left), np.float32)
+    for tile in tiles:
+        if (common := common_window(window, tile.window)) is not None:
+            y0, y1, x0, x1 = common
+            part = _coverage(tile, slice(y0 - tile.window[0], y1 - tile.window[0]))
+            frames[y0 - top : y1 - top, x0 - left : x1 - left] += part[:, x0 - tile.window[2] : x1 - tile.window[2]]
+    return frames

@@ -67,12 +67,17 @@ class RunOptions(CommonOptions):
     final_assembly: Literal["reproject_coadd", "incremental"] = _field(
         "Mosaic",
         "reproject_coadd",
-        "reproject_coadd compares all groups pixel by pixel and rejects in overlaps; incremental adds one at a time.",
+        "reproject_coadd compares all groups pixel by pixel and rejects where three or more overlap; incremental adds "
+        "one at a time, for more groups than memory holds rows of.",
     )
     match_background: bool = _field("Mosaic", True, "Match gain, offset and gradient of overlapping groups.")
     feather: int = _field("Mosaic", 64, "Width of the blend at the edges of a group, in pixels.", ge=0, le=4096)
     min_coverage: float = _field(
-        "Mosaic", 0.1, "Crop to rows and columns that this share of the best coverage reaches; 0 keeps all.", ge=0, lt=1
+        "Mosaic",
+        0.0,
+        "Crop to the rows and columns where some pixel has this share of the best coverage; 0 keeps the whole field.",
+        ge=0,
+        lt=1,
     )
 
     @model_validator(mode="after")

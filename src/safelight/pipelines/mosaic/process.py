@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from safelight.core.errors import InputError, NothingToDoError
@@ -19,23 +18,27 @@ from safelight.core.pipeline import Context, Item, Prepared, Record, Refusal
 from safelight.formats.fits import open_fits
 from safelight.kernels.coadd import LAYERS
 from safelight.kernels.combine import PLANES
-from safelight.kernels.feather import feather_weights
 from safelight.kernels.matching import Overlap
 from safelight.pipelines.mosaic.assembly import (
+    BAND_ROWS,
+    Feather,
     Tile,
     TilesSource,
+    Window,
     coadd_kernel,
     find_overlaps,
     match,
     seam_step,
     unmatched,
+    well_covered,
 )
 from safelight.pipelines.mosaic.audit import check_noise, check_seam, check_stars
 from safelight.pipelines.mosaic.calibration import Calibration, read_calibration
-from safelight.pipelines.mosaic.canvas import Canvas, common_canvas
+from safelight.pipelines.mosaic.canvas import Canvas, common_canvas, crop
 from safelight.pipelines.mosaic.discovery import FrameFacts
 from safelight.pipelines.mosaic.frames import luminance_channel, stars_of
 from safelight.pipelines.mosaic.groups import Group, PlacedFrame, make_groups
+from safelight.pipelines.mosaic.incremental import blend_one_by_one
 from safelight.pipelines.mosaic.items import frame_names
 from safelight.pipelines.mosaic.options import RunOptions
 from safelight.pipelines.mosaic.preview import write_preview
@@ -45,7 +48,7 @@ from safelight.pipelines.mosaic.registration import align
 from safelight.pipelines.mosaic.solutions import find_solutions
 from safelight.pipelines.mosaic.stack import StackSource, stack_kernel
 from safelight.pipelines.mosaic.stack_file import StackFile, create_stack, wcs_header
-from safelight.pipelines.mosaic.stars import StarField, measure_stars
+from safelight.pipelines.mosaic.stars import NoStarsError, StarField, measure_stars
 
 FRAMES = "frames"
 TILES = "tiles"
@@ -76,7 +79,7 @@ def register(items: Sequence[Item], options: RunOptions, context: Context) -> Pr
     fields = _measure_all(dict(zip(names, frames, strict=True)), calibration, refused, context)
     facts = {name: frame for name, frame in zip(names, frames, strict=True) if name in fields}
     if not fields:
-        raise NothingToDoError("no frame has stars", path=options.input, expected="frames of the sky, in focus")
+        raise _nothing_left(refused, options)
     solutions = find_solutions(facts, fields, calibration, options, context)
     if not solutions:
         context.events.warning("relative_grid", frames=len(fields))
@@ -84,7 +87,7 @@ def register(items: Sequence[Item], options: RunOptions, context: Context) -> Pr
     alignments = align(fields, solutions, scale)
     placed = _placed(facts, fields, alignments, options, refused)
     if not placed:
-        raise NothingToDoError("no frame could be placed", path=options.input, expected="frames that share stars")
+        raise _nothing_left(refused, options)
     canvas = common_canvas([frame.footprint for frame in placed], scale=options.pixel_scale)
     groups = make_groups(placed, canvas)
     context.events.info(
@@ -118,7 +121,7 @@ def stack(item: Item, options: RunOptions, context: Context, prepared: tuple[Can
             context.executor.map(kernel, source, sink)
         with StackFile(path) as planes:
             checks = _audit_group(item.name, registered, kernel.constants[0], planes)
-            metrics = _shares_rejected(planes)
+            metrics = _shares_rejected(planes, group.shape[0])
     details: dict[str, Any] = {
         "frames": [_frame_record(frame) for frame in group.frames],
         "window": list(group.window),
@@ -141,20 +144,32 @@ def assemble(item: Item, options: RunOptions, context: Context, prepared: tuple[
         channels = tiles[0].file.channels
         overlaps = find_overlaps(tiles)
         coefficients = match(overlaps, tiles, channels) if options.match_background else unmatched(channels, len(tiles))
-        source = TilesSource(tiles, canvas.shape, coefficients, _feathers(tiles, options.feather))
+        window = _crop_window(tiles, canvas, options.min_coverage, context)
+        source = TilesSource(tiles, window, coefficients, [Feather(tile, options.feather) for tile in tiles])
+        shape = (channels, source.extent, source.shape[2])
         frames = sum(len(record.details["frames"]) for record in records.values())
-        with create_stack(path, LAYERS, (channels, *canvas.shape), canvas.wcs, {"NFRAMES": frames}) as sink:
-            context.executor.map(coadd_kernel(options.final_assembly == "reproject_coadd"), source, sink)
+        with create_stack(path, LAYERS, shape, crop(canvas.wcs, *window), {"NFRAMES": frames}) as sink:
+            if options.final_assembly == "incremental":
+                with scratch_folder(context.folder / SCRATCH / item.name) as scratch:
+                    blend_one_by_one(source, sink, scratch / "blended.raw", context.executor)
+            else:
+                context.executor.map(coadd_kernel(rejects=True), source, sink)
         noise = float(np.median([record.details["noise"] for record in records.values()]))
         seams = _audit_seams(tiles, overlaps, coefficients, noise)
     preview = context.folder / PREVIEW
     with open_fits(path) as image:
         write_preview(preview, image.read())
-    checks = [*(check for record in records.values() for check in record.details["checks"]), *seams]
-    for check in checks:
-        if not check["passed"]:
-            context.events.warning("audit_missed", **check)
-    return Record((path, preview), details={"checks": checks})
+    details: dict[str, Any] = {"checks": seams}
+    return Record((path, preview), details=details)
+
+
+def _nothing_left(refused: Sequence[Refusal], options: RunOptions) -> NothingToDoError:
+    first = refused[0]
+    return NothingToDoError(
+        f"none of {len(refused)} frame(s) can be used; {first.name}: {first.error.problem}",
+        path=options.input,
+        expected="frames of one field of stars, in focus",
+    )
 
 
 def _measure_all(
@@ -170,7 +185,8 @@ def _measure_all(
             fields[name] = stars_of(facts, calibration, cache)
         except InputError as error:
             error.path = facts.path
-            refused.append(Refusal(name, error))
+            severity = Severity.WARNING if isinstance(error, NoStarsError) else Severity.ERROR
+            refused.append(Refusal(facts.path.name, error, severity))
     return fields
 
 
@@ -192,7 +208,8 @@ def _placed(
         if problem is None:
             placed.append(PlacedFrame(name, facts[name], fields[name], alignment))
             continue
-        refused.append(Refusal(name, InputError(problem, path=facts[name].path), Severity.WARNING))
+        path = facts[name].path
+        refused.append(Refusal(path.name, InputError(problem, path=path), Severity.WARNING))
     return tuple(placed)
 
 
@@ -238,15 +255,25 @@ def _audit_seams(
     return checks
 
 
-def _shares_rejected(planes: StackFile) -> dict[str, float]:
+def _shares_rejected(planes: StackFile, height: int) -> dict[str, float]:
     """Return which share of the samples was rejected as too low, and as too high."""
-    low, high, count = (float(planes.read(name).sum(dtype=np.float64)) for name in ("low", "high", "count"))
+    bands = [slice(start, start + BAND_ROWS) for start in range(0, height, BAND_ROWS)]
+    low, high, count = (
+        sum(float(planes.read(name, rows).sum(dtype=np.float64)) for rows in bands) for name in ("low", "high", "count")
+    )
     return {"rejected_low": low / (low + high + count), "rejected_high": high / (low + high + count)}
 
 
-def _feathers(tiles: Sequence[Tile], width: int) -> dict[str, Tensor]:
-    covered = {tile.name: torch.from_numpy(tile.file.read("count").min(axis=0) > 0) for tile in tiles}
-    return {name: feather_weights(valid, width) for name, valid in covered.items()}
+def _crop_window(tiles: Sequence[Tile], canvas: Canvas, share: float, context: Context) -> Window:
+    """Return what the mosaic shows of the canvas: all of it, or what enough frames cover."""
+    height, width = canvas.shape
+    window = well_covered(tiles, canvas.shape, share) if share else (0, height, 0, width)
+    y0, y1, x0, x1 = window
+    if (y1 - y0, x1 - x0) != canvas.shape:
+        context.events.info(
+            "mosaic_cropped", width=width, height=height, cropped_width=x1 - x0, cropped_height=y1 - y0, share=share
+        )
+    return window
 
 
 def _frame_record(frame: PlacedFrame) -> dict[str, Value]:

@@ -18,6 +18,7 @@ from safelight.kernels.rejection import Rejection
 from safelight.pipelines.mosaic.options import RunOptions
 from safelight.pipelines.mosaic.registered import RegisteredFrame
 
+
 @dataclass(frozen=True)
 class StackSource:
     """The same rows of all registered frames, (channels, width, frames) each: frames last, as combining wants them."""
