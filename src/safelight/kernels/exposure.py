@@ -1,0 +1,173 @@
+"""What makes two exposures of one scene comparable: the gain between them, and the noise of their difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from safelight.core.kernel import KernelInfo, Sample
+from safelight.kernels.noise import variance_by_level
+
+LEVELS = 32
+"""Points of the noise curve."""
+_ROUNDS = 10
+_CLIP = 3.0
+
+
+@dataclass(frozen=True)
+class PoissonGaussian:
+    """Noise whose variance is ``slope · level + floor``: of photons and of the readout.
+
+    Parameters
+    ----------
+    slope, floor : float
+        Both 0 or more.
+    """
+
+    slope: float
+    floor: float
+
+    def variance(self, level: Tensor) -> Tensor:
+        """Return the variance at every level."""
+        return self.slope * level.clamp(min=0) + self.floor
+
+
+def block_light(anchor: Tensor, target: Tensor, usable: Tensor, side: int) -> Tensor:
+    """Return the light of every block of pixels in two frames, over the pixels that are usable in both.
+
+    Parameters
+    ----------
+    anchor, target : Tensor
+        (channels, height, width), floating point.
+    usable : Tensor
+        Same shape, bool: neither clipped.
+    side : int
+        Of a block; what is beyond the last whole block is left out.
+
+    Returns
+    -------
+    Tensor
+        (3, channels, height // side, width // side): sum of the anchor, of the target, number of usable pixels.
+    """
+    mask = usable.to(anchor.dtype)
+    stacked = torch.stack((anchor * mask, target * mask, mask))
+    rows = stacked.unfold(-2, side, side).sum(-1)
+    return rows.unfold(-1, side, side).sum(-1)
+
+
+def gain_between(anchor: Tensor, target: Tensor) -> Tensor:
+    """Return by what the target's light is to be multiplied: the median of the blocks' ratios, weighted by light.
+
+    A median, so that what moved does not count; of blocks, not pixels, so that noise does not bias the ratio.
+
+    Parameters
+    ----------
+    anchor, target : Tensor
+        (…, blocks), floating point: light of each block. Blocks without light in either frame are left out.
+
+    Returns
+    -------
+    Tensor
+        (…): anchor over target; NaN where no block has light in both.
+    """
+    lit = (anchor > 0) & (target > 0)
+    ratio = torch.where(lit, anchor / torch.where(lit, target, 1), torch.inf)
+    weight = torch.where(lit, target, 0)
+    order = ratio.argsort(-1)
+    passed = weight.gather(-1, order).cumsum(-1)
+    middle = (passed < 0.5 * passed[..., -1:]).sum(-1, keepdim=True).clamp(max=ratio.shape[-1] - 1)
+    found = ratio.gather(-1, order).gather(-1, middle).squeeze(-1)
+    return torch.where(lit.any(-1), found, torch.nan)
+
+
+def fit_poisson_gaussian(level: Tensor, residual: Tensor) -> PoissonGaussian:
+    """Fit the noise of a residual to what was there: a line of variance over level (Foi et al. 2008).
+
+    Parameters
+    ----------
+    level, residual : Tensor
+        Same shape, floating point: what is taken for the clean image, and noise of mean 0. Some outliers are allowed.
+
+    Returns
+    -------
+    PoissonGaussian
+        By least squares of relative deviations; points far above the line, as texture makes them, count less.
+    """
+    points = variance_by_level(level.flatten(), residual.flatten(), min(LEVELS, level.numel()))
+    levels, variances = points.double().cpu().numpy()
+    return _line(np.clip(levels, 0, None), variances)
+
+
+def _line(levels: np.ndarray, variances: np.ndarray) -> PoissonGaussian:
+    """Fit a line with neither slope nor floor below 0, each point weighted by 1 / expected²."""
+    tiny = max(float(variances.max()), 1e-12) * 1e-6
+    slope, floor = 0.0, float(np.median(variances))
+    for _ in range(_ROUNDS):
+        expected = np.maximum(slope * levels + floor, tiny)
+        excess = np.maximum(variances / expected, 1 / _CLIP)
+        weights = np.minimum(1, 1 / excess) / expected**2
+        slope, floor = _non_negative_line(levels, variances, weights)
+    return PoissonGaussian(slope, max(floor, tiny))
+
+
+def _non_negative_line(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    total = weights.sum()
+    mean_x, mean_y = (weights * x).sum() / total, (weights * y).sum() / total
+    spread = (weights * (x - mean_x) ** 2).sum()
+    slope = float((weights * (x - mean_x) * (y - mean_y)).sum() / spread) if spread > 0 else 0.0
+    floor = float(mean_y - slope * mean_x)
+    if slope < 0:
+        return 0.0, float(mean_y)
+    if floor < 0:
+        return float((weights * x * y).sum() / (weights * x * x).sum()), 0.0
+    return slope, floor
+
+
+def _light_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    generator = torch.Generator().manual_seed(0)
+    for shape, side in (((3, 17, 22), 4), ((1, 8, 8), 8)):
+        frames = torch.rand((3, *shape), generator=generator, dtype=torch.float64)
+        anchor, target = frames[:2].to(device, dtype)
+        yield Sample((anchor, target, (frames[2] > 0.2).to(device), side))
+
+
+def _gain_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((3, 40), (7,)):
+        anchor = torch.rand(shape, generator=generator, dtype=torch.float64) - 0.1
+        target = anchor * (0.5 + torch.rand(shape, generator=generator, dtype=torch.float64))
+        yield Sample((anchor.to(device, dtype), target.to(device, dtype)))
+
+
+def _light_oracle(anchor: np.ndarray, target: np.ndarray, usable: np.ndarray, side: int) -> np.ndarray:
+    channels, height, width = anchor.shape
+    result = np.empty((3, channels, height // side, width // side))
+    for channel, y, x in product(*map(range, result.shape[1:])):
+        place = (channel, slice(y * side, (y + 1) * side), slice(x * side, (x + 1) * side))
+        valid = usable[place]
+        result[:, channel, y, x] = anchor[place][valid].sum(), target[place][valid].sum(), valid.sum()
+    return result
+
+
+def _gain_oracle(anchor: np.ndarray, target: np.ndarray) -> np.ndarray:
+    gains = np.empty(anchor.shape[:-1])
+    for index in np.ndindex(*gains.shape):
+        lit = [(a / t, t) for a, t in zip(anchor[index], target[index], strict=True) if a > 0 and t > 0]
+        half, passed = sum(t for _, t in lit) / 2, 0.0
+        for ratio, weight in sorted(lit):
+            passed += weight
+            if passed >= half:
+                gains[index] = ratio
+                break
+    return gains
+
+
+KERNELS = (
+    KernelInfo("block_light", block_light, _light_samples, _light_oracle),
+    KernelInfo("gain_between", gain_between, _gain_samples, _gain_oracle),
+)

@@ -1,0 +1,413 @@
+"""A pair's maths: the shift between a clean and a noisy frame, the gain, and what of the pair can be trusted.
+
+Convention: ``anchor[y + dy, x + dx] ≈ target[y, x]`` for the shift (dy, dx), in pixels of the visible mosaics; the
+anchor is the ground truth. Mosaics stay 16-bit on the host; every computation takes them by rows, or a bounded part.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from safelight.core.execute import Executor
+from safelight.core.kernel import Kernel
+from safelight.core.stream import TensorSink, TensorSource
+from safelight.formats.raw import PerColour, RawFrame
+from safelight.kernels.cfa import (
+    Offset,
+    Tile,
+    cell_origin,
+    cell_side,
+    grey,
+    moved,
+    nearest_lattice_shift,
+    normalise,
+    phase_between,
+    tile_of,
+)
+from safelight.kernels.exposure import PoissonGaussian, block_light, fit_poisson_gaussian, gain_between
+from safelight.kernels.register import coarse_shift, despeckle, fine_shift, shared_variance, spectrum
+from safelight.pipelines.pairs.overlap import Levels, Overlap, PairRows, levels_of, pair_cells
+
+Status = Literal["ok", "suspect", "failed"]
+Reason = Literal[
+    "other_sensor", "other_phase", "clipped", "no_signal", "small_overlap", "wrong_scene", "no_light", "uneven_shift"
+]
+
+MIN_CONFIDENCE = 8.0
+"""Least confidence of a shift: frames that share nothing reach 5."""
+MIN_CORRELATION = 0.5
+"""Least correlation of aligned tiles."""
+MAX_UNCERTAINTY = 1.0
+"""Largest spread of the tiles' shifts in cells before a pair is suspect: a turned frame, or parallax."""
+MIN_OVERLAP = 0.25
+"""Least share of the target that the anchor covers."""
+MIN_USABLE = 0.5
+"""Least share of sampled cells that are clipped in neither frame."""
+
+COARSE_PIXELS = 1_500_000
+"""Most grey pixels of the first search; larger frames are binned further."""
+FINE_SIDE = 1536
+"""Longest side, in cells, of the middle part from which the fine shift is found."""
+TILES, TILE_SIDE = 3, 512
+"""Tiles along each axis, and their longest side in cells: their shifts' spread is the uncertainty."""
+BANDS, BAND_ROWS = 8, 48
+"""How many bands of so many rows of tiles are sampled for the gain, the noise and the loss."""
+BLOCK = 16
+"""Side in cells of the blocks whose light is compared."""
+NOISE_SAMPLES = 100_000
+"""Pixels of each colour that the noise is fitted to."""
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """A ground truth, prepared once for all its noisy frames.
+
+    Parameters
+    ----------
+    frame : RawFrame
+    tile : Tile
+        Colours from the first whole cell on.
+    origin : tuple of int
+        Where the first whole cell is.
+    grey : Tensor
+        (height, width) of cells, on the CPU.
+    spectrum : Tensor
+        Of the binned grey image, on the executor's device.
+    """
+
+    frame: RawFrame
+    tile: Tile
+    origin: Offset
+    grey: Tensor
+    spectrum: Tensor
+
+
+@dataclass(frozen=True)
+class PairAlignment:
+    """What is known about a pair.
+
+    Parameters
+    ----------
+    status : str
+        ``ok``; ``suspect``: to be looked at; ``failed``: not to be used, and what was not found is NaN or 0.
+    reason : str, optional
+        Why it is not ok.
+    shift : tuple of float
+        (dy, dx) in pixels.
+    shift_integer, shift_lattice : tuple of int
+        The nearest whole one, and the nearest one that brings every colour onto itself.
+    lattice_residual : float
+        Distance between the shift and the lattice shift in pixels.
+    uncertainty : float
+        Root mean square distance of the tiles' shifts from the shift, in pixels.
+    confidence : float
+        Height of the correlation's peak over the deviation away from it.
+    correlation : float
+        Of the aligned tiles, at reduced resolution.
+    raw_gain : float
+        By what the target is multiplied to be as bright as the anchor, all colours together.
+    rgb_gain : tuple of float
+        The same for red, green and blue.
+    noise : tuple of PoissonGaussian
+        Of the difference between anchor and target times gain, for red, green and blue, at the anchor's level.
+    alignment_loss : float
+        Mean absolute difference of the sampled cells after gain, 1 being white.
+    overlap : Overlap, optional
+        None where there is none.
+    """
+
+    status: Status
+    reason: Reason | None
+    shift: tuple[float, float] = (math.nan, math.nan)
+    shift_integer: Offset = (0, 0)
+    shift_lattice: Offset = (0, 0)
+    lattice_residual: float = math.nan
+    uncertainty: float = math.nan
+    confidence: float = 0.0
+    correlation: float = 0.0
+    raw_gain: float = math.nan
+    rgb_gain: tuple[float, float, float] = (math.nan,) * 3
+    noise: tuple[PoissonGaussian, ...] = ()
+    alignment_loss: float = math.nan
+    overlap: Overlap | None = None
+
+
+def prepare(frame: RawFrame, executor: Executor) -> Anchor:
+    """Prepare a ground truth: its grey image and spectrum."""
+    tile = tile_of(frame.pattern)
+    origin = cell_origin(tile)
+    tile = moved(tile, origin)
+    image = _grey(frame, tile, origin, executor)
+    binned = _binned(image[None], _bin_factor(image.shape))
+    kernel = Kernel("pair_spectrum", spectrum, alignment=1)
+    return Anchor(frame, tile, origin, image, _run(kernel, binned, executor, keep=True))
+
+
+def align(
+    anchor: Anchor, target: RawFrame, executor: Executor, min_confidence: float = MIN_CONFIDENCE
+) -> PairAlignment:
+    """Find shift and gain of a noisy frame, and whether they can be trusted.
+
+    Parameters
+    ----------
+    anchor : Anchor
+    target : RawFrame
+        May begin elsewhere in the colour filter array than the anchor, and have another size.
+    executor : Executor
+    min_confidence : float
+        Least confidence of a shift that is one.
+    """
+    origin = phase_between(anchor.tile, tile_of(target.pattern))
+    if origin is None:
+        sensors = {anchor.frame.sensor, target.sensor}
+        return PairAlignment("failed", "other_sensor" if len(sensors) > 1 else "other_phase")
+    image = _grey(target, anchor.tile, origin, executor)
+    coarse, confidence = _coarse(anchor, image, executor)
+    if confidence < min_confidence:
+        return PairAlignment("failed", "no_signal", confidence=confidence)
+    found = _fine(anchor.grey, image, coarse, executor)
+    if found is None:
+        return PairAlignment("failed", "small_overlap", confidence=confidence)
+    overlap, lattice, residual = _overlap(anchor, target, origin, found.shift)
+    side = cell_side(anchor.tile)
+    difference = [a - t for a, t in zip(anchor.origin, origin, strict=True)]
+    shift = tuple(side * cells + offset for cells, offset in zip(found.shift, difference, strict=True))
+    sampled = _sample(anchor.frame, target, overlap, executor)
+    status, reason = _judge(found, sampled)
+    return PairAlignment(
+        status,
+        reason,
+        shift=(shift[0], shift[1]),
+        shift_integer=(round(shift[0]), round(shift[1])),
+        shift_lattice=(lattice[0] + difference[0], lattice[1] + difference[1]),
+        lattice_residual=residual,
+        uncertainty=side * found.spread,
+        confidence=confidence,
+        correlation=found.correlation,
+        raw_gain=sampled.raw_gain,
+        rgb_gain=sampled.rgb_gain,
+        noise=sampled.noise,
+        alignment_loss=sampled.loss,
+        overlap=overlap,
+    )
+
+
+@dataclass(frozen=True)
+class _Fine:
+    """A shift in cells, the spread of the tiles' shifts in cells, and the tiles' correlation."""
+
+    shift: tuple[float, float]
+    spread: float
+    correlation: float
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """What sampled bands of the overlap tell."""
+
+    usable: float
+    raw_gain: float
+    rgb_gain: tuple[float, float, float]
+    noise: tuple[PoissonGaussian, ...]
+    loss: float
+
+
+@dataclass(frozen=True)
+class _MosaicRows:
+    """A mosaic by rows of tiles, (period, width) each."""
+
+    mosaic: NDArray[np.uint16]
+    period: int
+    dtype: torch.dtype = field(default=torch.uint16, init=False)
+
+    @property
+    def extent(self) -> int:
+        return int(self.mosaic.shape[0]) // self.period
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.period, self.mosaic.shape[1] // self.period * self.period)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        rows = self.mosaic[start * self.period : stop * self.period, : self.shape[1]]
+        return torch.from_numpy(np.ascontiguousarray(rows)).view(-1, *self.shape)
+
+
+def _run(kernel: Kernel, values: Tensor, executor: Executor, keep: bool = False) -> Tensor:
+    """Return a kernel's result for a tensor, on the CPU, or on the device where it is kept."""
+    sink = TensorSink(len(values), executor.device.torch_device if keep else None)
+    executor.map(kernel, TensorSource(values), sink)
+    return sink.result
+
+
+def _grey(frame: RawFrame, tile: Tile, origin: Offset, executor: Executor) -> Tensor:
+    """Return the grey image of a frame from a cell's first pixel on, without hot pixels."""
+    function = partial(_grey_rows, tile=tile, black=frame.black, white=frame.white)
+    rows = _MosaicRows(frame.mosaic[origin[0] :, origin[1] :], len(tile))
+    sink = TensorSink(rows.extent)
+    executor.map(Kernel("pair_grey", function, halo=1), rows, sink)
+    return sink.result.flatten(0, 1)
+
+
+def _grey_rows(rows: Tensor, tile: Tile, black: PerColour, white: float) -> Tensor:
+    side = cell_side(tile)
+    image = despeckle(grey(normalise(rows, tile, black, white).flatten(0, 1), side))
+    return image.view(len(rows), len(tile) // side, -1)
+
+
+def _bin_factor(shape: torch.Size) -> int:
+    """Return by what the grey image is binned for the first search."""
+    return max(1, math.ceil(math.sqrt(shape[0] * shape[1] / COARSE_PIXELS)))
+
+
+def _binned(images: Tensor, factor: int) -> Tensor:
+    return images if factor == 1 else grey(images, factor)
+
+
+def _coarse(anchor: Anchor, image: Tensor, executor: Executor) -> tuple[Offset, float]:
+    """Return the whole shift in cells, and its confidence."""
+    factor = _bin_factor(anchor.grey.shape)
+    same_size = _resized(image, anchor.grey.shape)
+    kernel = Kernel("pair_coarse_shift", coarse_shift, (anchor.spectrum,), alignment=1)
+    (dy, dx, confidence), _ = _run(kernel, _binned(same_size[None], factor), executor)[0].tolist()
+    return (int(dy) * factor, int(dx) * factor), confidence
+
+
+def _resized(image: Tensor, shape: torch.Size) -> Tensor:
+    """Return an image cut, and filled with its mean, to a shape."""
+    if image.shape == shape:
+        return image
+    result = torch.full(shape, float(image.mean()))
+    height, width = (min(sizes) for sizes in zip(image.shape, shape, strict=True))
+    result[:height, :width] = image[:height, :width]
+    return result
+
+
+def _fine(anchor: Tensor, target: Tensor, coarse: Offset, executor: Executor) -> _Fine | None:
+    """Return the shift to a fraction of a cell from the overlap at a whole shift; None where this is small."""
+    starts = [(max(shift, 0), max(-shift, 0)) for shift in coarse]
+    sizes = [min(a - start[0], t - start[1]) for a, t, start in zip(anchor.shape, target.shape, starts, strict=True)]
+    if min(sizes) < 2 * TILES or sizes[0] * sizes[1] < MIN_OVERLAP * target.numel():
+        return None
+    (ay, ty), (ax, tx) = starts
+    both = (anchor[ay : ay + sizes[0], ax : ax + sizes[1]], target[ty : ty + sizes[0], tx : tx + sizes[1]])
+    kernel = Kernel("pair_fine_shift", fine_shift, alignment=1)
+    whole = _run(kernel, _tiles(both, FINE_SIDE, 1), executor)[0]
+    tiles = _tiles(both, TILE_SIDE, TILES)
+    each = _run(kernel, tiles, executor)
+    shared = _run(Kernel("pair_shared_variance", shared_variance, alignment=1), tiles, executor).double().sum(0)
+    distance = (each[:, :2] - whole[:2]).square().sum(1)
+    weight = each[:, 2].clamp(min=0)
+    spread = float(((weight * distance).sum() / weight.sum().clamp(min=1e-6)).sqrt())
+    correlation = float(shared[0] / (shared[1] * shared[2]).sqrt().clamp(min=1e-30))
+    dy, dx = whole[:2].tolist()
+    return _Fine((coarse[0] + dy, coarse[1] + dx), spread, correlation)
+
+
+def _tiles(both: tuple[Tensor, Tensor], longest: int, number: int) -> Tensor:
+    """Return tiles spread evenly over two images, (number², 2, height, width); a single one is in the middle."""
+    shape = both[0].shape
+    sides = [min(size // number, longest) for size in shape]
+    starts = [
+        [round((size - side) * (2 * i + 1) / (2 * number)) for i in range(number)]
+        for size, side in zip(shape, sides, strict=True)
+    ]
+    places = [(slice(y, y + sides[0]), slice(x, x + sides[1])) for y, x in product(*starts)]
+    return torch.stack([torch.stack([image[place] for image in both]) for place in places])
+
+
+def _overlap(
+    anchor: Anchor, target: RawFrame, origin: Offset, cells: tuple[float, float]
+) -> tuple[Overlap, Offset, float]:
+    """Return the overlap, the lattice shift between the origins, and its residual in pixels."""
+    side, period = cell_side(anchor.tile), len(anchor.tile)
+    shift = (side * cells[0], side * cells[1])
+    lattice, residual = nearest_lattice_shift(shift, target.sensor)
+    starts, shape = [], []
+    for axis in (0, 1):
+        first, second = max(lattice[axis], 0), max(-lattice[axis], 0)
+        sizes = (
+            anchor.frame.mosaic.shape[axis] - anchor.origin[axis] - first,
+            target.mosaic.shape[axis] - origin[axis] - second,
+        )
+        starts.append((first, second))
+        shape.append(min(sizes) // period * period)
+    overlap = Overlap(
+        tile=moved(anchor.tile, (starts[0][0], starts[1][0])),
+        anchor=(anchor.origin[0] + starts[0][0], anchor.origin[1] + starts[1][0]),
+        target=(origin[0] + starts[0][1], origin[1] + starts[1][1]),
+        shape=(shape[0], shape[1]),
+        residual=((shift[0] - lattice[0]) / side, (shift[1] - lattice[1]) / side),
+    )
+    return overlap, lattice, residual
+
+
+def _sample(anchor: RawFrame, target: RawFrame, overlap: Overlap, executor: Executor) -> _Sampled:
+    """Return gain, noise and loss from bands of rows, spread evenly."""
+    rows = PairRows.of(anchor, target, overlap)
+    bands = [_run_band(rows.band(start, stop), anchor, target, overlap, executor) for start, stop in _bands(rows)]
+    cells = torch.cat(bands, dim=1)
+    first, second, usable = cells[:3], cells[3:6], cells[6:] > 0
+    light = block_light(first, second, usable, BLOCK).flatten(2)
+    gains = gain_between(light[0], light[1])
+    together = gain_between(light[0].flatten(), light[1].flatten())
+    difference = second * gains.view(3, 1, 1) - first
+    noise = tuple(_fit_noise(*colour) for colour in zip(first, difference, usable, strict=True))
+    loss = difference.abs()[usable].double().mean()
+    red, green, blue = gains.tolist()
+    return _Sampled(float(usable.double().mean()), float(together), (red, green, blue), noise, float(loss))
+
+
+def _bands(rows: PairRows) -> list[tuple[int, int]]:
+    """Return which rows of tiles are sampled: all of a small overlap."""
+    extent = rows.extent
+    if extent <= BANDS * BAND_ROWS:
+        return [(0, extent)]
+    starts = [round(i * (extent - BAND_ROWS) / (BANDS - 1)) for i in range(BANDS)]
+    return [(start, start + BAND_ROWS) for start in starts]
+
+
+def _run_band(rows: PairRows, anchor: RawFrame, target: RawFrame, overlap: Overlap, executor: Executor) -> Tensor:
+    """Return (9, cells down, cells across): colours of the anchor, of the target, and whether they are not clipped."""
+    function = partial(_sampled_rows, overlap=overlap, anchor=levels_of(anchor), target=levels_of(target))
+    sink = TensorSink(rows.extent)
+    executor.map(Kernel("pair_sample", function, halo=2), rows, sink)
+    return sink.result.transpose(0, 1).flatten(1, 2)
+
+
+def _sampled_rows(rows: Tensor, overlap: Overlap, anchor: Levels, target: Levels) -> Tensor:
+    first, second, usable = pair_cells(rows, overlap, anchor, target)
+    cells = torch.cat((first, second, usable.to(first.dtype)))
+    return cells.view(len(cells), len(rows), -1, cells.shape[2]).transpose(0, 1)
+
+
+def _fit_noise(level: Tensor, difference: Tensor, usable: Tensor) -> PoissonGaussian:
+    """Fit the noise to differences between neighbours, in which what moved slowly cancels."""
+    inside = usable[:, 1:] & usable[:, :-1]
+    step = (difference[:, 1:] - difference[:, :-1])[inside] / math.sqrt(2)
+    levels = (0.5 * (level[:, 1:] + level[:, :-1]))[inside]
+    if len(step) == 0:
+        return PoissonGaussian(0.0, 1.0)
+    every = -(-len(step) // NOISE_SAMPLES)
+    return fit_poisson_gaussian(levels[::every], step[::every])
+
+
+def _judge(found: _Fine, sampled: _Sampled) -> tuple[Status, Reason | None]:
+    if sampled.usable < MIN_USABLE:
+        return "failed", "clipped"
+    if not math.isfinite(sampled.raw_gain):
+        return "failed", "no_light"
+    if found.correlation < MIN_CORRELATION:
+        return "failed", "wrong_scene"
+    if found.spread > MAX_UNCERTAINTY:
+        return "suspect", "uneven_shift"
+    return "ok", None
