@@ -1,0 +1,80 @@
+"""Frames decoded in threads beside the maths: a few ahead, so that a scene's size never grows the memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from safelight.core.errors import InputError, SafelightError
+from safelight.formats.raw import RawFrame, read_raw
+from safelight.pipelines.pairs.items import FrameFile
+
+THREADS = 2
+"""LibRaw lets other threads run while it decodes; more of them than the maths can follow only take memory."""
+AHEAD_BYTES = 200_000_000
+"""Most bytes of frames that are decoded or being decoded ahead; one frame always is."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A frame as it was read, or why it could not be.
+
+    Parameters
+    ----------
+    file : FrameFile
+    sha1 : str
+        Of the file's content; empty where it cannot be read.
+    frame : RawFrame, optional
+    error : SafelightError, optional
+        Exactly one of the two is there.
+    """
+
+    file: FrameFile
+    sha1: str
+    frame: RawFrame | None = None
+    error: SafelightError | None = None
+
+
+def decode(file: FrameFile) -> Decoded:
+    """Decode a frame whose content is what its name says."""
+    sha1 = ""
+    try:
+        sha1 = _sha1(file)
+        if file.sha1 not in (None, sha1):
+            raise InputError(
+                f"its content has sha1 {sha1}, its name says another", path=file.path, remedy="copy the file again"
+            )
+        return Decoded(file, sha1, read_raw(file.path))
+    except SafelightError as error:
+        return Decoded(file, sha1, error=error)
+
+
+def decode_ahead(files: Sequence[FrameFile]) -> Iterator[Decoded]:
+    """Decode frames in their order, a few ahead of the one that is taken."""
+    waiting: deque[Future[Decoded]] = deque()
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="safelight-decode") as pool:
+        try:
+            left = deque(files)
+            while left or waiting:
+                while left and len(waiting) <= frames_ahead(left[0]):
+                    waiting.append(pool.submit(decode, left.popleft()))
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def frames_ahead(file: FrameFile) -> int:
+    """Return how many frames of a size are decoded ahead."""
+    return min(max(AHEAD_BYTES // file.size.decoded_bytes, 1), THREADS)
+
+
+def _sha1(file: FrameFile) -> str:
+    try:
+        with file.path.open("rb") as stream:
+            return hashlib.file_digest(stream, lambda: hashlib.sha1(usedforsecurity=False)).hexdigest()
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=file.path) from error

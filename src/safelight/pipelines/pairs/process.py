@@ -1,0 +1,208 @@
+"""The job of one scene: each ground truth against each noisy frame, from RAW files to masks, crops and lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from safelight.core.errors import InputError, NothingToDoError, SafelightError
+from safelight.core.events import Value
+from safelight.core.files import atomic_write
+from safelight.core.pipeline import Context, Item, Record
+from safelight.formats.raw import RawFrame
+from safelight.pipelines.pairs import RUN
+from safelight.pipelines.pairs.alignment import Anchor, PairAlignment, align, prepare
+from safelight.pipelines.pairs.crops import first_tile, lay_out, write_crops
+from safelight.pipelines.pairs.decoding import Decoded, decode_ahead
+from safelight.pipelines.pairs.items import CROPS, FrameFile, Scene
+from safelight.pipelines.pairs.manifest import (
+    MANIFEST,
+    PARQUET,
+    SCENES,
+    YAML,
+    Line,
+    make_line,
+    mask_facts,
+    read_lines,
+    settings_digest,
+    write_lines,
+    write_parquet,
+    write_yaml,
+)
+from safelight.pipelines.pairs.masks import mask
+from safelight.pipelines.pairs.options import RunOptions
+from safelight.pipelines.pairs.previews import write_preview
+
+MASKS = "masks"
+PREVIEWS = "previews"
+ANCHORS_BYTES = 400_000_000
+"""Most bytes of ground truths held at once; more of them take turns, and the noisy frames are decoded again."""
+
+_ANCHOR_COPIES = 2
+"""A prepared ground truth takes its mosaic, its grey image and its spectrum: about twice the mosaic."""
+_PNG_EFFORT = 3
+
+
+@dataclass
+class _SceneWork:
+    """What comes together while a scene is worked on."""
+
+    scene: Scene
+    options: RunOptions
+    context: Context
+    settings: str
+    lines: list[Line] = field(default_factory=list)
+    outputs: list[Path] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    known: dict[str, str] = field(default_factory=dict)
+
+    def usable(self, files: Sequence[FrameFile]) -> Iterator[tuple[Decoded, RawFrame]]:
+        """Decode frames; those that cannot be used are left out by name, once."""
+        for decoded in decode_ahead([file for file in files if file.name not in self.left_out]):
+            error = decoded.error or self._unwanted(decoded)
+            if error is not None:
+                self.left_out[decoded.file.name] = str(error)
+                self.context.events.warning("frame_left_out", name=decoded.file.name, error=str(error))
+            elif decoded.frame is not None:
+                yield decoded, decoded.frame
+
+    def _unwanted(self, decoded: Decoded) -> SafelightError | None:
+        name, path = decoded.file.name, decoded.file.path
+        other = self.known.setdefault(decoded.sha1, name)
+        if other != name:
+            return InputError(f"is a duplicate: {other} has the same content", path=path)
+        wanted, frame = self.options.sensor, decoded.frame
+        if frame is not None and wanted not in ("all", frame.sensor):
+            return InputError(f"is of a {frame.sensor} sensor", path=path, expected=f"--sensor {wanted}")
+        return None
+
+
+def pair_scene(item: Item, options: RunOptions, context: Context, _: object) -> Record:
+    """Align, mask and crop all pairs of a scene.
+
+    Ground truths are decoded once, noisy frames once for all ground truths that memory holds at a time.
+    """
+    scene: Scene = item.payload
+    work = _SceneWork(scene, options, context, settings_digest(RUN.options_of_result(options)))
+    total = len(scene.gt) * len(scene.noisy)
+    for group in _groups(scene.gt):
+        anchors = [(decoded, prepare(frame, context.executor)) for decoded, frame in work.usable(group)]
+        for noisy, frame in work.usable(scene.noisy if anchors else ()):
+            for gt, anchor in anchors:
+                context.progress(len(work.lines), total, "pairs_progress", scene=scene.name)
+                work.lines.append(_pair(work, gt, anchor, noisy, frame))
+    lines = context.folder / SCENES / f"{scene.name}.jsonl"
+    write_lines(lines, work.lines)
+    details: dict[str, Value] = {"left_out": dict(work.left_out), "pairs": len(work.lines)}
+    return Record((lines, *work.outputs), _metrics(work.lines), details)
+
+
+def write_manifest(item: Item, options: RunOptions, context: Context, _: object) -> Record:
+    """Put the lines of all scenes together, in the order of their names.
+
+    Raises
+    ------
+    NothingToDoError
+        There is no pair at all.
+    """
+    parts = [path for path in item.inputs if path.is_relative_to(context.folder / SCENES)]
+    lines = [line for path in parts for line in read_lines(path)]
+    if not lines:
+        raise NothingToDoError("no pair came of any scene", path=options.input, expected="frames that can be read")
+    paths = [context.folder / name for name in (MANIFEST, PARQUET, YAML)]
+    write_lines(paths[0], lines)
+    lines = read_lines(paths[0])
+    write_parquet(paths[1], lines)
+    write_yaml(paths[2], lines, options.format)
+    counts = {status: sum(line["status"] == status for line in lines) for status in ("ok", "suspect", "failed")}
+    accepted = sum(line["accepted"] for line in lines)
+    left_out = sum(len(record.details.get("left_out", ())) for record in item.payload.values())
+    context.events.info("manifest_written", pairs=len(lines), accepted=accepted, left_out=left_out, **counts)
+    return Record(tuple(paths), details={"left_out": {}, "pairs": len(lines)})
+
+
+def missed_checks(records: Sequence[Record]) -> list[Mapping[str, Value]]:
+    """Return the frames that were left out while scenes were worked on, one check per frame."""
+    details: list[Mapping[str, Any]] = [record.details for record in records]
+    return [
+        {"name": "frames_left_out", "where": name, "measured": 1, "bound": "most", "threshold": 0}
+        for one in details
+        for name in one["left_out"]
+    ]
+
+
+def _groups(files: Sequence[FrameFile]) -> Iterator[list[FrameFile]]:
+    """Return ground truths in groups that memory holds, at least one each."""
+    group: list[FrameFile] = []
+    for file in files:
+        if group and _ANCHOR_COPIES * sum(f.size.decoded_bytes for f in (*group, file)) > ANCHORS_BYTES:
+            yield group
+            group = []
+        group.append(file)
+    if group:
+        yield group
+
+
+def _pair(work: _SceneWork, gt: Decoded, anchor: Anchor, noisy: Decoded, frame: RawFrame) -> Line:
+    """Align one pair and write its mask, preview and crops."""
+    alignment = align(anchor, frame, work.context.executor, work.options.min_confidence)
+    found = mask(anchor, frame, alignment, work.context.executor, work.options.mask)
+    line = make_line(work.scene.name, gt, noisy, alignment, mask_facts(found.bits), work.options, work.settings)
+    if line["status"] != "ok":
+        names = {"gt": gt.file.name, "noisy": noisy.file.name}
+        work.context.events.warning(f"pair_{alignment.status}", reason=alignment.reason, **names)
+    if alignment.status != "failed":
+        _write_outputs(work, line, anchor.frame, frame, alignment, found.bits)
+    return line
+
+
+def _write_outputs(
+    work: _SceneWork, line: Line, clean: RawFrame, noisy: RawFrame, alignment: PairAlignment, bits: NDArray[np.uint8]
+) -> None:
+    folder, name = work.context.folder, pair_name(line)
+    path = folder / MASKS / work.scene.name / f"{name}.png"
+    with atomic_write(path) as temporary:
+        Image.fromarray(bits).save(temporary, format="png", compress_level=_PNG_EFFORT)
+    line["mask"] = path.relative_to(folder).as_posix()
+    preview = folder / PREVIEWS / work.scene.name / f"{name}.png"
+    write_preview(preview, clean, noisy, alignment, bits)
+    work.outputs += [path, preview]
+    if work.options.format == "none" or alignment.overlap is None:
+        return
+    tile, _ = first_tile(alignment.overlap)
+    for crop in lay_out(alignment.overlap, work.options.crop_size, work.options.overlap):
+        paths = write_crops(
+            folder / CROPS / work.scene.name / name, crop, {"gt": clean, "noisy": noisy}, tile, work.options.format
+        )
+        line["crops"].append(
+            {
+                "coordinates": crop.coordinates,
+                "size": [crop.shape[1], crop.shape[0]],
+                "mask_mean": mask_facts(crop.of(bits))["mask_mean"],
+                **{name: path.relative_to(folder).as_posix() for name, path in paths.items()},
+            }
+        )
+        work.outputs += paths.values()
+
+
+def pair_name(line: Line) -> str:
+    """Return a name for a pair's files that no other pair has: the noisy frame's, and the begin of both digests."""
+    stem = Path(line["noisy"]).stem.partition("_sha1=")[0]
+    return f"{stem[:120]}__{line['noisy_sha1'][:10]}-{line['gt_sha1'][:10]}"
+
+
+def _metrics(lines: Sequence[Line]) -> dict[str, float]:
+    """Return the means over the pairs that are ok, and the share of those that are accepted."""
+    good = [line for line in lines if line["status"] == "ok"]
+    means = {
+        name: float(np.mean([line[name] for line in good]))
+        for name in ("confidence", "uncertainty", "alignment_loss", "mask_mean")
+        if good
+    }
+    return {**means, "accepted": sum(line["accepted"] for line in lines) / len(lines)} if lines else means
