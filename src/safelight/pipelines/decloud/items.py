@@ -1,0 +1,29 @@
+"""What one item is: a triplet of images, a whole data set to train on, a scene, a checkpoint."""
+
+from __future__ import annotations
+
+from safelight.core.errors import InputError, UsageError
+from safelight.core.pipeline import Found, Item
+from safelight.formats.weights import SAFETENSORS
+from safelight.pipelines.decloud.options import ConvertOptions
+
+
+def find_checkpoint(options: ConvertOptions) -> Found:
+    """Find the checkpoint to convert.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    UsageError
+        The output is not a safetensors file, or is the input.
+    """
+    if not options.input.is_file():
+        raise InputError("there is no such file of weights", path=options.input)
+    if options.out.suffix != SAFETENSORS:
+        raise UsageError(
+            f"{options.out}: models are {SAFETENSORS} files", remedy=f"name one that ends in {SAFETENSORS}"
+        )
+    if options.out.resolve() == options.input.resolve():
+        raise UsageError("the model would replace its checkpoint", path=options.out, remedy="another name")
+    return Found((Item(options.out.stem, (options.input,), options.input),))

@@ -1,0 +1,80 @@
+"""Every option of ``decloud``, with unit, bounds and default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from safelight.core.options import CommonOptions, Settings
+
+Split = Literal["train", "val", "test", "all"]
+
+
+def _field(panel: str, default: Any, description: str, **bounds: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"panel": panel}, **bounds)
+
+
+class DataOptions(CommonOptions):
+    """Which triplets of images are used."""
+
+    data: Path = Field(description="Folder of the data set: with data.csv, or laid out as SEN12MS-CR was released.")
+    table: Path | None = Field(
+        None, description="CSV with 5 or 7 columns, without header; data.csv of the folder if there is one."
+    )
+    crop_size: int = Field(
+        128, ge=16, multiple_of=16, description="Side in pixels of the part of a patch that is used; tests: its middle."
+    )
+
+
+class MaskOptions(Settings):
+    """Where clouds are."""
+
+    cloud_threshold: float = _field("Clouds", 0.2, "Score from which a pixel counts as cloudy, 0 to 1.", gt=0, le=1)
+
+
+class TestOptions(DataOptions, MaskOptions):
+    """Score a network on images whose cloud-free counterpart is known."""
+
+    weights: Path = Field(description="A model of 'decloud train', or a published checkpoint.")
+    split: Split = Field("test", description="Which part of the data set.")
+    profile: bool = Field(False, description="Count operations and time each stage of the network.")
+    out: Path = Field(Path("decloud_test"), description="Folder for the report, the pictures and the record.")
+
+
+class TrainOptions(DataOptions):
+    """Train the network."""
+
+    out: Path = Field(Path("decloud_model"), description="Folder for the model, the checkpoint and the report.")
+    weights: Path | None = Field(None, description="A model to start from; random weights by default.")
+    epochs: int = _field("Training", 30, "Passes over the training images.", ge=1)
+    batch_size: int = _field("Training", 1, "Images per step.", ge=1)
+    learning_rate: float = _field("Training", 1e-4, "Rate of the first epochs; halved every five from the 6th.", gt=0)
+    clip_gradient: float | None = _field("Training", None, "Largest norm of a step's gradient, for instance 1.0.", gt=0)
+    augment: bool = _field("Training", False, "Flip and rotate patches, eight orientations.")
+    allow_leaks: bool = _field("Training", False, "Train although a scene is in two splits.")
+    seed: int = _field("Training", 0, "Seed of every random draw.", ge=0)
+    features: int = _field("Network", 96, "Feature maps of a block.", ge=8)
+    growth: int = _field("Network", 48, "Feature maps that each layer of a block adds.", ge=8, multiple_of=8)
+    stages: int = _field("Network", 6, "Blocks.", ge=1)
+    layers: int = _field("Network", 5, "Layers of a block.", ge=1)
+
+    @model_validator(mode="after")
+    def _weights_say_the_architecture(self) -> Self:
+        if self.weights is not None and self.model_fields_set & {"features", "growth", "stages", "layers"}:
+            raise ValueError(
+                "weights say how large the network is: features, growth, stages and layers do not go with it"
+            )
+        return self
+
+
+class ConvertOptions(CommonOptions):
+    """Turn a checkpoint into a model of ours."""
+
+    input: Path = Field(description="A checkpoint of PyTorch, or a safetensors file.")
+    out: Path = Field(description="The model to write, for instance w.safetensors.")
+
+    def run_folder(self) -> Path:
+        """Return the folder that the run owns."""
+        return self.out.with_name(self.out.name.split(".")[0] + "_run")
