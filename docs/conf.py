@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from safelight import __version__
-from safelight.cli import registered
+from safelight.core.registry import registered
 
 project = "Safelight"
 release = __version__

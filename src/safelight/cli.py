@@ -7,22 +7,23 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from cyclopts import App, CycloptsError, Group, Parameter
-from pydantic import BeforeValidator, ValidationError
+from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter, Token
+from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from safelight import __version__
 from safelight.core.errors import CancelledError, SafelightError, UsageError
-from safelight.core.options import CommonOptions
+from safelight.core.options import COMMON_PANEL, OWN_PANEL, Settings, flag, panel_of
+from safelight.core.registry import registered
 
 if TYPE_CHECKING:
     from safelight.core.pipeline import Command, Pipeline
+    from safelight.core.settings import Gathered
 
-REGISTRY = "safelight.pipelines"
 HELP = """Restores, aligns, stacks and reconstructs images on whatever hardware there is.
 
 Never dies of out-of-memory, loses nothing that was finished, and always says what it did and why.
@@ -33,6 +34,9 @@ Start with: safelight demo, or: safelight COMMAND --help
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 READER_GONE = 141
 """The exit status that shells give to a program whose output nobody reads any more: 128 + SIGPIPE."""
+
+Act = Callable[["Pipeline", "Command[Any]", "Gathered[Any]"], int]
+"""What is done with a job and its settings; returns the exit status."""
 
 
 def main() -> None:
@@ -54,8 +58,12 @@ def run(arguments: Sequence[str]) -> int:
     arguments : sequence of str
         Without the program's name.
     """
+    return _run(arguments, _do)
+
+
+def _run(arguments: Sequence[str], act: Act) -> int:
     try:
-        status = _app(arguments)(list(arguments), exit_on_error=False, result_action="return_value")
+        status = _app(arguments, act)(list(arguments), exit_on_error=False, result_action="return_value")
     except CycloptsError:  # cyclopts has said what is wrong
         return UsageError.exit_status
     except SafelightError as error:
@@ -70,63 +78,71 @@ def _fail(sentence: str, status: int) -> int:
     return status
 
 
-def registered() -> dict[str, EntryPoint]:
-    """Return the entry point of every pipeline by name, sorted; of two with one name, the first."""
-    points = sorted(entry_points(group=REGISTRY), key=lambda point: point.name)
-    return {point.name: point for point in reversed(points)}
-
-
-def _app(arguments: Sequence[str]) -> App:
+def _app(arguments: Sequence[str], act: Act) -> App:
     app = App(
-        name="safelight", help=HELP, version=__version__, help_format="plaintext", suppress_keyboard_interrupt=False
+        name="safelight",
+        help=HELP,
+        version=__version__,
+        help_format="plaintext",
+        suppress_keyboard_interrupt=False,
+        config=_let_be_missing,
     )
     pipelines = registered()
     first = next((argument for argument in arguments if not argument.startswith("-")), None)
     if first in pipelines:
-        app.command(_pipeline_app(pipelines[first].load()))
+        app.command(_pipeline_app(pipelines[first].load(), act))
     else:  # their names and what they are for: enough for --help, which is in a hurry
         for point in pipelines.values():
             pipeline: Pipeline = point.load()
             app.command(App(name=pipeline.name, help=pipeline.help))
-    for command in (demo, doctor, history, plan):
+    for command in (demo, doctor, history, plan, settings):
         app.command(command)
     return app
 
 
-def _pipeline_app(pipeline: Pipeline) -> App:
+def _let_be_missing(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Let required options be None on the command line: a file or the environment may give them."""
+    for argument in arguments:
+        if argument.required and not argument.has_tokens:
+            argument.append(Token(implicit_value=None))
+
+
+def _pipeline_app(pipeline: Pipeline, act: Act) -> App:
     app = App(name=pipeline.name, help=pipeline.help)
     for command in pipeline.commands:
-        app.command(_function(pipeline, command), name=command.name, help=command.help)
+        app.command(_function(pipeline, command, act), name=command.name, help=command.help)
     return app
 
 
-def _function(pipeline: Pipeline, command: Command[Any]) -> Callable[..., int]:
+def _function(pipeline: Pipeline, command: Command[Any], act: Act) -> Callable[..., int]:
     """Return a function whose signature is the command's options."""
 
     def call(*values: Any, **named: Any) -> int:
-        given = signature.bind(*values, **named).arguments
-        return _run_command(pipeline, command, _options(command, given))
+        from safelight.core.settings import gather
+
+        bound = signature.bind(*values, **named).arguments
+        given = {name: value for name, value in bound.items() if value is not None}
+        return act(pipeline, command, gather(pipeline, command, given, os.environ))
 
     fields = command.Options.model_fields
     order = [*command.positional, *(name for name in fields if name not in command.positional)]
-    parameters = [_parameter(name, fields[name], name in command.positional) for name in order]
+    parameters = [_parameter(command.Options, name, name in command.positional) for name in order]
     signature = inspect.Signature(parameters)
     setattr(call, "__signature__", signature)  # noqa: B010 - mypy knows no attribute of that name
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
 
 
-def _parameter(name: str, field: FieldInfo, positional: bool) -> inspect.Parameter:
+def _parameter(options: type[Settings], name: str, positional: bool) -> inspect.Parameter:
+    field, panel = options.model_fields[name], panel_of(options, name)
     # Values with a unit ("2GiB", "10min") are text on the command line; pydantic reads them.
-    kind: Any = str | None if _has_unit(field) else field.annotation
+    kind: Any = str if _has_unit(field) else field.annotation
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    panel = "Common options" if name in CommonOptions.model_fields else str(extra.get("panel", "Options"))
-    option = f"--{(field.alias or name).replace('_', '-')}"
     required = field.is_required()
     parameter = Parameter(
-        name=None if positional else option,
+        name=None if positional else flag(field.alias or name),
         help=field.description,
-        group=Group(panel, sort_key=(panel != "Options") + 9 * (panel == "Common options")),
+        group=Group(panel, sort_key=(panel != OWN_PANEL) + 9 * (panel == COMMON_PANEL)),
         required=required,
         negative=() if extra.get("one_way") else None,
         show_default=field.default not in (None, "", (), False) and not required,
@@ -135,7 +151,7 @@ def _parameter(name: str, field: FieldInfo, positional: bool) -> inspect.Paramet
         name,
         inspect.Parameter.POSITIONAL_OR_KEYWORD if positional else inspect.Parameter.KEYWORD_ONLY,
         default=inspect.Parameter.empty if required else field.default,
-        annotation=Annotated[kind, parameter],
+        annotation=Annotated[kind | None, parameter],
     )
 
 
@@ -144,31 +160,20 @@ def _has_unit(field: FieldInfo) -> bool:
     return any(isinstance(part, BeforeValidator) for part in parts)
 
 
-def _options(command: Command[Any], given: dict[str, Any]) -> Any:
-    try:
-        return command.Options(**given)
-    except ValidationError as error:
-        raise UsageError("; ".join(map(_sentence, error.errors()))) from None
-
-
-def _sentence(problem: Any) -> str:
-    """Say which option has which value and what was expected."""
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if not problem["loc"]:
-        return message
-    return f"--{str(problem['loc'][0]).replace('_', '-')} {problem['input']}: {message[0].lower()}{message[1:]}"
-
-
-def _run_command(pipeline: Pipeline, command: Command[Any], options: CommonOptions) -> int:
+def _do(pipeline: Pipeline, command: Command[Any], gathered: Gathered[Any]) -> int:
+    """Run a job."""
     from safelight.console import Console
     from safelight.core.events import EventLog
     from safelight.core.handover import Handover
     from safelight.core.runner import run_command
 
-    console, events = Console(options), EventLog()
+    options = gathered.options()
+    console, events, before = Console(options), EventLog(), Handover.take()
     events.subscribe(console.show)
+    if not before.lost:  # else the process before this one has said it
+        gathered.say(events)
     try:
-        outcome = run_command(pipeline, command, options, events, console.progress, Handover.take())
+        outcome = run_command(pipeline, command, options, events, console.progress, before)
     finally:
         console.close()
     return outcome.exit_status if outcome.handover is None else _go_on(outcome.handover)
@@ -257,10 +262,35 @@ def plan(
     job
         Its command line without 'safelight'.
     """
+    _demand_job(job, "safelight plan denoise run stack.tif")
+    return run([*job, "--dry-run"])
+
+
+def settings(
+    *job: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    save: Path | None = None,
+) -> int:
+    """Print a job's settings as a file for --config, without running it.
+
+    Example: safelight settings mosaic run --kappa-low 2.5 > my.toml
+
+    Parameters
+    ----------
+    job
+        Its command line without 'safelight'; what is required may be left out.
+    save
+        Write them to this file. NAME.json for the program that mosaic replaces; all else that its file holds stays.
+    """
+    from safelight.settings import write
+
+    _demand_job(job, "safelight settings mosaic run --kappa-low 2.5")
+    return _run(job, partial(write, path=save))
+
+
+def _demand_job(job: Sequence[str], example: str) -> None:
     if len(job) < 2 or job[0] not in registered():
         raise UsageError(
             f"'{' '.join(job)}' is no job of a pipeline" if job else "no job was given",
             expected=f"a command line that begins with one of {', '.join(registered())}",
-            remedy="safelight plan denoise run stack.tif",
+            remedy=example,
         )
-    return run([*job, "--dry-run"])

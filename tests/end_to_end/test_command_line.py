@@ -128,7 +128,7 @@ def test_ctrl_c_says_in_one_line_what_is_kept_and_how_to_go_on(home: Path) -> No
 def test_a_reader_of_events_that_goes_away_stops_no_run(home: Path) -> None:
     process = start(home, *COPY, "--json")
     assert process.stdout is not None
-    assert json.loads(process.stdout.readline())["key"] == "gpu_info_summary"
+    assert json.loads(process.stdout.readline())["key"] == "settings_from_environment"
     process.stdout.close()
     status = process.wait(timeout=60)
     assert process.stderr is not None
@@ -163,7 +163,7 @@ def test_a_closed_pipe_is_no_accident(home: Path, arguments: str) -> None:
         ("denois run cells.tif", 'Did you mean "denoise"'),
         ("denoise rum cells.tif", 'Did you mean "run"'),
         ("denoise run cells.tif --setps 3", "Did you mean --steps"),
-        ("denoise run", "--input requires an argument"),
+        ("denoise run", "--input is missing: a file, a folder, or a glob such as 'data/*.tif'"),
         ("denoise run cells.tif --steps 0", "--steps 0: input should be greater than or equal to 1"),
         ("denoise run cells.tif --memory-limit 2XB", "--memory-limit 2XB: '2XB' is not a size"),
         ("denoise run cells.tif --safety-fraction 2", "--safety-fraction 2.0: input should be less than or equal to"),

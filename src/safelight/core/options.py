@@ -61,6 +61,12 @@ def parse_seconds(text: object) -> object:
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), AllowInfNan(False)]
+NAMES_FILES = "names files"
+PathPattern = Annotated[str, NAMES_FILES]
+"""A path, or a glob such as ``data/*.tif``; in a file of settings it is relative to that file, as a ``Path`` is."""
+
+OWN_PANEL = "Options"
+COMMON_PANEL = "Common options"
 
 
 def _switch(description: str, alias: str | None = None) -> Any:
@@ -75,9 +81,28 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
 
 
+def public_names(options: type[Settings]) -> dict[str, str]:
+    """Return the name of each field by the name that users know; they differ where there is an alias."""
+    return {field.alias or name: name for name, field in options.model_fields.items()}
+
+
+def flag(public: str) -> str:
+    """Return an option's name as the command line has it."""
+    return f"--{public.replace('_', '-')}"
+
+
+def panel_of(options: type[Settings], name: str) -> str:
+    """Return the heading under which an option is listed."""
+    if name in CommonOptions.model_fields:
+        return COMMON_PANEL
+    extra = options.model_fields[name].json_schema_extra
+    return str(extra.get("panel", OWN_PANEL)) if isinstance(extra, dict) else OWN_PANEL
+
+
 class CommonOptions(Settings):
     """Options that every command of every pipeline has."""
 
+    config: Path | None = Field(None, description="A TOML file with settings; the command line goes before it.")
     device: str = Field("auto", description="Where to compute: auto, cpu, cuda, cuda:1 or mps.")
     memory_limit: Bytes | None = Field(None, gt=0, description="Most memory to use, for instance 2GiB.")
     safety_fraction: float = Field(

@@ -174,6 +174,47 @@ def deferred(target: str) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True)
+class ForeignFile:
+    """What a configuration file of another program says.
+
+    Parameters
+    ----------
+    document : mapping
+        The whole file.
+    options : mapping
+        By the option's name, the file's own name of the setting and the value.
+    unknown : tuple of str
+        Settings that mean nothing here.
+    """
+
+    document: Mapping[str, Any]
+    options: Mapping[str, tuple[str, Any]]
+    unknown: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ForeignSettings:
+    """How a command takes over the configuration of another program.
+
+    Parameters
+    ----------
+    suffix : str
+        Of its files, for instance ``.json``.
+    load : callable
+        ``(path) -> ForeignFile``.
+    variables : callable
+        ``(environment) -> mapping``: by the option's name, a variable of that program and the option's value.
+    save : callable
+        ``(path, document, options) -> None``: writes the options into a document, and keeps all that it holds besides.
+    """
+
+    suffix: str
+    load: Callable[[Path], ForeignFile]
+    variables: Callable[[Mapping[str, str]], Mapping[str, tuple[str, str]]]
+    save: Callable[[Path, Mapping[str, Any], Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
 class Command(Generic[OptionsT]):
     """One job of a pipeline, for instance ``denoise train``.
 
@@ -206,6 +247,8 @@ class Command(Generic[OptionsT]):
         ``(folder, run document) -> Path``: writes the report after the items.
     without_result : frozenset of str
         Own options that do not change the result; changing another one does finished items again.
+    foreign : ForeignSettings, optional
+        The configuration of another program, which ``--config`` takes too.
     """
 
     name: str
@@ -222,6 +265,7 @@ class Command(Generic[OptionsT]):
     report: Callable[[Path, Mapping[str, Any]], Path] | None = None
     positional: tuple[str, ...] = ("input",)
     without_result: frozenset[str] = frozenset()
+    foreign: ForeignSettings | None = None
 
     def options_of_result(self, options: OptionsT) -> dict[str, Any]:
         """Return the options on which the result depends, as JSON values."""

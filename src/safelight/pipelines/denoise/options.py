@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from safelight.core.options import CommonOptions, Seconds, Settings
+from safelight.core.options import CommonOptions, PathPattern, Seconds, Settings
 
 OutputFormat = Literal["same", "tif", "ome.tif", "ome.zarr", "npy", "npz", "png"]
 IMAGE_SUFFIXES = (".tif", ".tiff", ".zarr", ".npy", ".npz", ".png")
@@ -20,7 +20,7 @@ def _field(panel: str, default: Any, description: str, **bounds: Any) -> Any:
 class ImageOptions(CommonOptions):
     """What is read and where results go."""
 
-    input: str = Field(description="A file, a folder, or a glob such as 'data/*.tif'.")
+    input: PathPattern = Field(description="A file, a folder, or a glob such as 'data/*.tif'.")
     out: Path | None = Field(
         None, description="Folder for the results, or one file's name; 'NAME_denoised' by default."
     )

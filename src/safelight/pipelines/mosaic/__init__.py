@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from safelight.core.pipeline import Command, Pipeline, deferred
+from safelight.core.pipeline import Command, ForeignSettings, Pipeline, deferred
 from safelight.pipelines.mosaic.options import RunOptions
 
 _ROOM = "safelight.pipelines.mosaic"
@@ -27,6 +27,12 @@ RUN = Command(
     audit=deferred(f"{_ROOM}.audit:missed_checks"),
     report=deferred(f"{_ROOM}.report:write_report"),
     without_result=frozenset({"input"}),
+    foreign=ForeignSettings(
+        suffix=".json",
+        load=deferred(f"{_ROOM}.legacy:load"),
+        variables=deferred(f"{_ROOM}.legacy:variables"),
+        save=deferred(f"{_ROOM}.legacy:save"),
+    ),
 )
 
 PIPELINE = Pipeline(

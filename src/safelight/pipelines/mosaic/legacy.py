@@ -1,21 +1,15 @@
-"""Configuration files (JSON) of the program that ``mosaic`` replaces.
-
-The environment goes before the file, the file before the defaults. What is not known here stays in the file.
-"""
+"""Configuration files (JSON) of the program that ``mosaic`` replaces. What is not known here stays in the file."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from safelight.core.errors import InputError
+from safelight.core.errors import InputError, UsageError
 from safelight.core.files import atomic_write
-from safelight.pipelines.mosaic.options import RunOptions
+from safelight.core.pipeline import ForeignFile
 
 GPU_KEY = "use_gpu_phase5"
 GPU_KEYS = (GPU_KEY, "stack_use_gpu", "use_gpu_stack")
@@ -40,61 +34,65 @@ _FALSE = ("0", "false", "no", "off")
 _DEFAULT = ("", "none", "auto")
 
 
-@dataclass(frozen=True)
-class LegacyConfiguration:
-    """What a configuration file and the environment say.
-
-    Parameters
-    ----------
-    document : mapping
-        The whole file, known keys and others, with all three GPU flags as booleans. The environment is not in it.
-    options : mapping
-        Options of ``mosaic run`` that are given: a subset of ``OPTION_KEYS``, and ``device``.
-    """
-
-    document: Mapping[str, Any]
-    options: Mapping[str, Any]
-
-
-def load(path: Path, environment: Mapping[str, str]) -> LegacyConfiguration:
+def load(path: Path) -> ForeignFile:
     """Read a configuration.
 
-    Parameters
-    ----------
-    path : Path
-    environment : mapping
-        Variables that overrule the file: ``SAFELIGHT_`` and the key in capitals, for instance SAFELIGHT_KAPPA_LOW.
+    Returns
+    -------
+    ForeignFile
+        Its document has all three GPU flags as booleans, those that are missing as the canonical one is. Options that
+        the file leaves to the default are not in ``options``.
 
     Raises
     ------
     InputError
-        The file is missing or is no JSON object, or a known key has an impossible value.
+        The file cannot be read or is no JSON object.
+    UsageError
+        A GPU flag is neither yes nor no.
     """
     document = _read_object(path)
-    flags = {key: _flag(document.get(key), key, path) for key in GPU_KEYS}
-    use_gpu = _first_given(flags)
-    if use_gpu is None:
-        use_gpu = USE_GPU_BY_DEFAULT
-    explicit = {key: flag for key, flag in flags.items() if flag is not None}
-    whole = {**document, **dict.fromkeys(GPU_KEYS, use_gpu), **explicit}
-
-    variables = {key: environment.get(_variable(key)) for key in (*GPU_KEYS, *OPTION_KEYS)}
-    overruled = _first_given({key: _flag(variables[key], _variable(key)) for key in GPU_KEYS})
-    use_gpu = use_gpu if overruled is None else overruled
-    options = {key: _option(document[key], key, key, path) for key in OPTION_KEYS if _is_given(document.get(key))}
-    options |= {key: _option(variables[key], key, _variable(key)) for key in OPTION_KEYS if _is_given(variables[key])}
-    return LegacyConfiguration(whole, {**options, "device": "auto" if use_gpu else "cpu"})
+    flags = {key: flag for key in GPU_KEYS if (flag := _flag(document.get(key), key, path)) is not None}
+    use_gpu = next(iter(flags.values()), USE_GPU_BY_DEFAULT)
+    options = {key: (key, document[key]) for key in OPTION_KEYS if _is_given(document.get(key))}
+    if flags:
+        options["device"] = (next(iter(flags)), _device(use_gpu))
+    unknown = tuple(key for key in document if key not in (*GPU_KEYS, *OPTION_KEYS))
+    return ForeignFile({**document, **dict.fromkeys(GPU_KEYS, use_gpu), **flags}, options, unknown)
 
 
-def save(path: Path, configuration: LegacyConfiguration) -> None:
-    """Write a configuration's document, whole or not at all.
+def variables(environment: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return the device that a variable such as SAFELIGHT_USE_GPU_PHASE5 asks for: the first that is given decides.
+
+    Raises
+    ------
+    UsageError
+        It is neither yes nor no.
+    """
+    names = [VARIABLE_PREFIX + key.upper() for key in GPU_KEYS]
+    flags = {name: flag for name in names if (flag := _flag(environment.get(name), name)) is not None}
+    return {"device": (name, _device(flag)) for name, flag in list(flags.items())[:1]}
+
+
+def save(path: Path, document: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Write options into a configuration, whole or not at all; all else in its document stays.
+
+    Parameters
+    ----------
+    path : Path
+    document : mapping
+        As ``load`` returns it.
+    options : mapping
+        Of ``mosaic run``. A device that is a CPU clears the GPU flag, every other one sets it.
 
     Raises
     ------
     OutputError
         The file cannot be written.
     """
-    text = json.dumps(configuration.document, indent=2, ensure_ascii=False) + "\n"
+    known = {key: options[key] for key in OPTION_KEYS if key in options}
+    if "device" in options:
+        known[GPU_KEY] = options["device"] != "cpu"
+    text = json.dumps({**document, **known}, indent=2, ensure_ascii=False) + "\n"
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -111,12 +109,8 @@ def _read_object(path: Path) -> dict[str, Any]:
     return document
 
 
-def _variable(key: str) -> str:
-    return VARIABLE_PREFIX + key.upper()
-
-
-def _first_given(flags: Mapping[str, bool | None]) -> bool | None:
-    return next((flag for flag in flags.values() if flag is not None), None)
+def _device(use_gpu: bool) -> str:
+    return "auto" if use_gpu else "cpu"
 
 
 def _is_given(value: object) -> bool:
@@ -131,15 +125,6 @@ def _flag(value: object, name: str, path: Path | None = None) -> bool | None:
         return None
     if text in _TRUE or text in _FALSE:
         return text in _TRUE
-    raise InputError(
+    raise UsageError(
         f"{name} is {value!r}", path=path, expected=f"one of {', '.join((*_TRUE, *_FALSE))}, or auto for the default"
     )
-
-
-def _option(value: object, key: str, name: str, path: Path | None = None) -> Any:
-    """Return the value of an option as the pipeline has it, checked against the option's own bounds."""
-    field = RunOptions.model_fields[key]
-    try:
-        return TypeAdapter(Annotated[(field.annotation, field, *field.metadata)]).validate_python(value)
-    except ValidationError as error:
-        raise InputError(f"{name} is {value!r}: {error.errors()[0]['msg']}", path=path) from error
