@@ -1,0 +1,1 @@
+"""Photographs with known cameras to a mesh (Pixel2Mesh++)."""
