@@ -8,6 +8,7 @@ SafelightError
 ├── OutputError           an output cannot be written: read-only, full disk, name taken
 ├── OutOfMemoryError      even the smallest piece does not fit; says what would have
 ├── DeviceError           the device is missing or lost
+├── WorkerError           a worker process died
 ├── JournalError          a run folder belongs to another job
 └── CancelledError        the user stopped the run
 """
@@ -110,6 +111,10 @@ class OutOfMemoryError(SafelightError):
 
 class DeviceError(SafelightError):
     """The device is missing or lost."""
+
+
+class WorkerError(SafelightError):
+    """A worker process died: killed, out of memory, or crashed."""
 
 
 class JournalError(SafelightError):

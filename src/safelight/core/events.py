@@ -99,11 +99,15 @@ class EventLog:
     def emit(self, key: str, severity: Severity = Severity.INFO, /, **data: Value) -> Event:
         """Record one event and return it."""
         event = Event(key, severity, data)
+        self.add(event)
+        return event
+
+    def add(self, event: Event) -> None:
+        """Record an event that another log has recorded already, for instance a worker's."""
         with self._lock:
             self._events.append(event)
             for subscriber in tuple(self._subscribers):
                 subscriber(event)
-        return event
 
     def debug(self, key: str, /, **data: Value) -> Event:
         """Record an event that only ``--verbose`` shows."""

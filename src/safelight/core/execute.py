@@ -72,6 +72,8 @@ class Executor:
         What earlier runs measured.
     warmup : int
         Chunks of each kernel that do not count in its timings.
+    workers : int
+        Processes that share this machine, and with it ``memory_limit``.
     """
 
     def __init__(
@@ -86,13 +88,15 @@ class Executor:
         virtual: VirtualDevice | None = None,
         corrections: Corrections | None = None,
         warmup: int = 0,
+        workers: int = 1,
     ) -> None:
         self.device = device
         self.events = events
         self.measured: list[Measured] = []
         self._budget = budget
         self._cpu_fallback = cpu_fallback
-        self._memory_limit = memory_limit
+        self._memory_limit = None if memory_limit is None else memory_limit // workers
+        self._workers = workers
         self._safety_fraction = safety_fraction
         self._virtual = virtual
         self._corrections = corrections or Corrections()
@@ -101,8 +105,8 @@ class Executor:
         self._micro_batch: int | None = None
 
     @classmethod
-    def from_options(cls, device: Device, options: CommonOptions, events: EventLog) -> Executor:
-        """Return the executor that a command's options ask for."""
+    def from_options(cls, device: Device, options: CommonOptions, events: EventLog, workers: int = 1) -> Executor:
+        """Return the executor that a command's options ask for, in one of so many workers of this machine."""
         return cls(
             device,
             events,
@@ -110,6 +114,7 @@ class Executor:
             memory_limit=options.memory_limit,
             safety_fraction=options.safety_fraction,
             warmup=options.warmup_iters,
+            workers=workers,
         )
 
     @property
@@ -117,7 +122,14 @@ class Executor:
         """What may be used on the device now."""
         if self._budget is None and self._virtual is not None and self._virtual.cap_bytes is not None:
             return Budget(self._virtual.cap_bytes - self._virtual.current, "free")
-        return self._budget or device_budget(self.device, self._safety_fraction, self._memory_limit)
+        if self._budget is not None:
+            return self._budget
+        if self.device.is_cpu:
+            return self._host_budget()
+        return device_budget(self.device, self._safety_fraction, self._memory_limit)
+
+    def _host_budget(self) -> Budget:
+        return host_budget(self._memory_limit, self._workers)
 
     def plan(self, kernel: MapKernel, source: Source) -> Plan:
         """Return how a kernel would run over a source, without running it."""
@@ -220,7 +232,7 @@ class Executor:
             budget_bytes=plan.budget.bytes,
         )
         cpu = replace(self.device, torch_device=torch.device("cpu"))
-        return Stage(cpu, host_budget(self._memory_limit))
+        return Stage(cpu, self._host_budget())
 
     def _plan(
         self, stage: Stage, kernel: MapKernel, source: Source, accumulates: bool = False, dry_run: Cost | None = None
@@ -232,7 +244,7 @@ class Executor:
             source,
             stage.device,
             stage.budget,
-            host=None if stage.is_host else host_budget(self._memory_limit),
+            host=None if stage.is_host else self._host_budget(),
             accumulates=accumulates,
             correction=self._corrections.get(kernel.name, source.dtype, row_bytes(source), stage.device),
         )

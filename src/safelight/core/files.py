@@ -73,6 +73,18 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def scratch_file(path: Path) -> Iterator[Path]:
+    """Yield the path of a file beside ``path`` that is gone after the block; ``remove_leftovers`` finds it as well."""
+    temporary = _beside(path, "part")
+    try:
+        with _output_errors(path):
+            temporary.touch(mode=0o600, exist_ok=False)
+        yield temporary
+    finally:
+        _remove(temporary)
+
+
+@contextmanager
 def _becoming(path: Path, rename: Callable[[Path], object]) -> Iterator[Path]:
     temporary = _beside(path, "part")
     try:

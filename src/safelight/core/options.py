@@ -113,6 +113,7 @@ class CommonOptions(Settings):
     tf32: bool = Field(False, description="TF32 matrix arithmetic on NVIDIA GPUs that have it.")
     compile: bool = Field(False, description="Compile networks with torch.compile.")
     compile_mode: CompileMode = Field("default", description="How torch.compile optimises.")
+    workers: int = Field(1, ge=1, description="Processes that share the items, with one thread and one GPU each.")
     warmup_iters: int = Field(3, ge=0, description="Iterations not counted in timings.")
     results: Path = Field(Path("results"), description="Folder of the history of all runs.")
     model_name: str = Field("", description="Name of this run in the history; the pipeline's by default.")

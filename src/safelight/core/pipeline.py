@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -162,15 +163,14 @@ class Prepared:
 def deferred(target: str) -> Callable[..., Any]:
     """Return a function that imports ``module:function`` when it is first called.
 
-    So a pipeline can be listed and its ``--help`` shown without importing torch.
+    So a pipeline can be listed and its ``--help`` shown without importing torch. It can be pickled: workers get it.
     """
+    return partial(_call, target)
 
-    def call(*arguments: Any, **keywords: Any) -> Any:
-        module, name = target.split(":")
-        return getattr(import_module(module), name)(*arguments, **keywords)
 
-    call.__name__ = target.partition(":")[2]
-    return call
+def _call(target: str, /, *arguments: Any, **keywords: Any) -> Any:
+    module, name = target.split(":")
+    return getattr(import_module(module), name)(*arguments, **keywords)
 
 
 @dataclass(frozen=True)

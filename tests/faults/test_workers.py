@@ -1,0 +1,198 @@
+"""Workers that die, hang on to the device, or are stopped: only their item is lost, and nothing is left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from safelight.core.files import digest, is_temporary
+from safelight.core.run import JOURNAL, RECORD
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="kills with a signal")
+
+# What an item does is what its file says. Every item writes which process did it.
+TOY = """
+import os, signal, time
+from pathlib import Path
+from safelight.core.files import atomic_write
+from safelight.core.options import CommonOptions
+from safelight.core.pipeline import Command, Found, Item, Pipeline, Record
+
+class Options(CommonOptions):
+    input: Path
+    out: Path
+
+def find_items(options):
+    return Found(tuple(Item(path.stem, (path,), path) for path in sorted(options.input.iterdir())))
+
+def process(item, options, context, prepared):
+    order = item.payload.read_text()
+    home = options.input.parent
+    (home / f"{item.name}.begun").write_text(str(os.getpid()))
+    with atomic_write(context.folder / f"{item.name}.out") as part:
+        part.write_text(order)
+        context.events.warning("toy_begun", text=order)
+        if order == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if order == "crashed":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if order == "exited":
+            os._exit(3)
+        if order == "wrong":
+            raise ValueError("a mistake in the program")
+        if order == "lost once" and not (home / "lost").exists():
+            (home / "lost").touch()
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if order == "lost":
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        while order == "long":
+            time.sleep(0.1)
+    return Record((context.folder / f"{item.name}.out",), {"letters": float(len(order))})
+
+RUN = Command("run", "Obey.", Options, lambda options: options.out, find_items, process)
+PIPELINE = Pipeline("obey", "Obey files.", (RUN,))
+"""
+
+
+class Home:
+    """A folder with the toy pipeline, its inputs and its results."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.out = folder / "out"
+        (folder / "site" / "obey-1.dist-info").mkdir(parents=True)
+        (folder / "site" / "obey.py").write_text(TOY)
+        (folder / "site" / "obey-1.dist-info" / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: obey\nVersion: 1\n"
+        )
+        (folder / "site" / "obey-1.dist-info" / "entry_points.txt").write_text(
+            "[safelight.pipelines]\nobey = obey:PIPELINE\n"
+        )
+        (folder / "inputs").mkdir()
+
+    def orders(self, **orders: str) -> None:
+        for name, order in orders.items():
+            (self.folder / "inputs" / name).write_text(order)
+
+    def start(self, workers: int = 2, *more: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "PYTHONPATH": str(self.folder / "site"), "SAFELIGHT_LANG": "en"}
+        command = [sys.executable, "-m", "safelight", "obey", "run", "inputs", "--out", "out", "--device", "cpu"]
+        return subprocess.Popen(
+            [*command, "--workers", str(workers), *more],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, workers: int = 2, *more: str) -> tuple[int, str]:
+        process = self.start(workers, *more)
+        _, said = process.communicate(timeout=120)
+        return process.returncode, said
+
+    def document(self) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads((self.out / RECORD).read_text())
+        return document
+
+    def failures(self) -> dict[str, str]:
+        return {failed["name"]: failed["error"] for failed in self.document()["failed"]}
+
+    def outputs(self) -> dict[str, str]:
+        return {path.name: digest(path) for path in sorted(self.out.glob("*.out"))}
+
+    def journalled(self) -> list[str]:
+        lines = map(json.loads, (self.out / JOURNAL).read_text().splitlines())
+        return [line["item"] for line in lines if "item" in line]
+
+    def worker_of(self, name: str) -> psutil.Process:
+        """Wait until an item is in hand, and return the process that has it."""
+        begun = self.folder / f"{name}.begun"
+        while not (begun.exists() and begun.read_text()):
+            time.sleep(0.05)
+        return psutil.Process(int(begun.read_text()))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    yield Home(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if is_temporary(path)] == []
+
+
+def test_workers_that_die_lose_only_their_item(home: Home) -> None:
+    home.orders(a="fine", b="killed", c="good", d="crashed", e="well", f="exited", g="done")
+    status, said = home.run(2)
+    assert status == 1
+    assert "Traceback" not in said
+    failures = home.failures()
+    assert failures.keys() == {"b", "d", "f"}
+    assert "SIGKILL" in failures["b"]
+    assert "SIGSEGV" in failures["d"]
+    assert "status 3" in failures["f"]
+    assert list(home.outputs()) == ["a.out", "c.out", "e.out", "g.out"]
+    assert sorted(home.journalled()) == ["a", "c", "e", "g"]
+    home.orders(b="mended", d="mended", f="mended")
+    assert home.run(3)[0] == 0
+    assert sorted(home.journalled()) == list("abcdefg")
+    assert [item["name"] for item in home.document()["items"]] == list("abcdefg")
+
+
+def test_a_lost_device_replaces_the_worker_and_an_item_that_loses_it_again_has_failed(home: Home) -> None:
+    home.orders(a="fine", b="lost once", c="lost", d="good")
+    status, _ = home.run(2)
+    assert status == 1
+    assert home.failures().keys() == {"c"}
+    assert "lost 2 times at c" in home.failures()["c"]
+    assert list(home.outputs()) == ["a.out", "b.out", "d.out"]
+    losses = [event["data"]["name"] for event in home.document()["events"] if event["key"] == "device_lost"]
+    assert sorted(losses) == ["b", "c", "c"]
+
+
+def test_a_mistake_in_the_program_ends_the_run_and_shows_where_it_is(home: Home) -> None:
+    home.orders(a="wrong", b="long")
+    status, said = home.run(2)
+    assert status != 0
+    assert "ValueError: a mistake in the program" in said
+    assert "in process" in said
+    assert not psutil.pid_exists(int((home.folder / "a.begun").read_text()))
+
+
+@pytest.mark.parametrize("whole_terminal", [True, False])
+def test_ctrl_c_stops_the_workers_and_says_what_is_kept(home: Home, whole_terminal: bool) -> None:
+    home.orders(a="fine", b="long", c="long")
+    run = home.start(2)
+    workers = [home.worker_of("b"), home.worker_of("c")]
+    if whole_terminal:
+        os.killpg(run.pid, signal.SIGINT)
+    else:
+        os.kill(run.pid, signal.SIGINT)
+    _, said = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert "stopped with 1 of 3 item(s) done" in said
+    assert "Traceback" not in said
+    assert psutil.wait_procs(workers, timeout=0)[1] == []
+    home.orders(b="short", c="short")
+    assert home.run(1)[0] == 0
+    assert home.journalled() == ["a", "b", "c"]
+
+
+def test_workers_end_when_the_run_is_killed(home: Home) -> None:
+    home.orders(a="long", b="long")
+    run = home.start(2)
+    workers = [home.worker_of("a"), home.worker_of("b")]
+    run.kill()
+    run.communicate(timeout=30)
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    home.orders(a="short", b="short")
+    assert home.run(1)[0] == 0  # and removes what the killed ones have left
