@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from safelight.core.errors import UsageError
+from safelight.core.errors import InputError, UsageError
 from safelight.core.files import atomic_write
-from safelight.formats.raw import RawFrame
-from safelight.kernels.cfa import Offset, Tile, interpolate_colours, moved, normalise, pack, phase_between
+from safelight.formats.raw import RawFrame, read_raw
+from safelight.kernels.cfa import Offset, Tile, interpolate_colours, moved, normalise, pack, phase_between, tile_of
 from safelight.pipelines.pairs.options import CropFormat
 from safelight.pipelines.pairs.overlap import Overlap
 
@@ -34,6 +35,9 @@ XTRANS: Tile = (
     (1, 0, 1, 1, 2, 1),
 )
 """Where crops begin in the two arrays."""
+
+COLOUR_SUFFIXES = (".tiff", ".exr")
+"""Of crops in colour; the others are mosaics."""
 
 REC2020_FROM_XYZ = np.array(
     [
@@ -150,6 +154,21 @@ def write_crops(
     return paths
 
 
+def read_crop(path: Path) -> NDArray[np.float32]:
+    """Read a crop, (C, H, W): planes of one colour each from a mosaic, red, green and blue from the other formats.
+
+    Raises
+    ------
+    InputError
+        The file is missing or damaged.
+    """
+    try:
+        crop = _READERS[path.suffix](path)
+    except (OSError, ValueError, KeyError, RuntimeError, BadZipFile) as error:
+        raise InputError(f"is no crop: {error}", path=path, remedy="run 'pairs run' again") from error
+    return np.asarray(crop, np.float32)
+
+
 def packed(mosaic: NDArray[np.uint16], frame: RawFrame, tile: Tile) -> NDArray[np.float32]:
     """Return a crop as planes of one colour, 0 black and 1 white: (4, H/2, W/2) or (9, H/3, W/3) for X-Trans."""
     return pack(_normalised(mosaic, frame, tile), tile).numpy()
@@ -196,13 +215,18 @@ def _write_tiff(path: Path, mosaic: NDArray[np.uint16], frame: RawFrame, tile: T
 
 
 def _write_exr(path: Path, mosaic: NDArray[np.uint16], frame: RawFrame, tile: Tile) -> None:
+    openexr = _openexr()
+    header = {"compression": openexr.ZIP_COMPRESSION, "type": openexr.scanlineimage}
+    with openexr.File(header, {"RGB": linear_rgb(mosaic, frame, tile)}) as file:
+        file.write(str(path))
+
+
+def _openexr() -> Any:
     try:
         import OpenEXR
     except ImportError as error:
-        raise UsageError("EXR files need OpenEXR", remedy="pip install OpenEXR, or --format tiff") from error
-    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
-    with OpenEXR.File(header, {"RGB": linear_rgb(mosaic, frame, tile)}) as file:
-        file.write(str(path))
+        raise UsageError("EXR files need OpenEXR", remedy="pip install 'safelight[raw]', or --format tiff") from error
+    return OpenEXR
 
 
 def _write_dng(path: Path, mosaic: NDArray[np.uint16], frame: RawFrame, tile: Tile) -> None:
@@ -217,4 +241,38 @@ WRITERS: Mapping[CropFormat, Callable[[Path, NDArray[np.uint16], RawFrame, Tile]
     "tiff": _write_tiff,
     "exr": _write_exr,
     "dng": _write_dng,
+}
+
+
+def _read_npz(path: Path) -> NDArray[Any]:
+    with np.load(path, allow_pickle=False) as file:
+        return np.asarray(file["packed"])
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    return np.asarray(np.load(path, allow_pickle=False))
+
+
+def _read_tiff(path: Path) -> NDArray[Any]:
+    import tifffile
+
+    return np.asarray(tifffile.imread(path)).transpose(2, 0, 1)
+
+
+def _read_exr(path: Path) -> NDArray[Any]:
+    with _openexr().File(str(path)) as file:
+        return np.array(file.channels()["RGB"].pixels).transpose(2, 0, 1)
+
+
+def _read_dng(path: Path) -> NDArray[Any]:
+    frame = read_raw(path)
+    return packed(frame.mosaic, frame, tile_of(frame.pattern))
+
+
+_READERS: Mapping[str, Callable[[Path], NDArray[Any]]] = {
+    ".npz": _read_npz,
+    ".npy": _read_npy,
+    ".tiff": _read_tiff,
+    ".exr": _read_exr,
+    ".dng": _read_dng,
 }

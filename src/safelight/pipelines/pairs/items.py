@@ -146,7 +146,7 @@ def _usable(root: Path, paths: Sequence[Path], seen: dict[str, str], refused: li
     for path in sorted(paths, key=lambda path: (not _is_gt(path), path)):
         name = path.relative_to(root).as_posix()
         try:
-            frame = _frame_file(path, name)
+            frame = frame_file(path, name)
             other = seen.setdefault(frame.sha1 or name, name)
             if other != name:
                 raise InputError(f"is a duplicate: {other} has the same sha1", path=path)
@@ -156,7 +156,14 @@ def _usable(root: Path, paths: Sequence[Path], seen: dict[str, str], refused: li
     return frames
 
 
-def _frame_file(path: Path, name: str) -> FrameFile:
+def frame_file(path: Path, name: str) -> FrameFile:
+    """Return what name and header tell of a frame.
+
+    Raises
+    ------
+    InputError
+        The header cannot be read, or is not to be trusted.
+    """
     if path.suffix.lower() in _HEADERLESS:
         raise InputError(
             "has no header that says what it is", path=path, expected="a camera's own format or DNG", remedy="rename it"

@@ -22,6 +22,7 @@ from safelight.core.files import atomic_write
 from safelight.formats.raw import RawFrame
 from safelight.kernels.loss_mask import CLIPPED_ANCHOR, CLIPPED_TARGET, MOVED, OUTSIDE
 from safelight.pipelines.pairs.alignment import PairAlignment
+from safelight.pipelines.pairs.crops import COLOUR_SUFFIXES
 from safelight.pipelines.pairs.decoding import Decoded
 from safelight.pipelines.pairs.options import RunOptions
 
@@ -33,9 +34,6 @@ SCENES = "scenes"
 
 Line = dict[str, Any]
 BITS = {"moved": MOVED, "clipped_gt": CLIPPED_ANCHOR, "clipped_noisy": CLIPPED_TARGET, "outside": OUTSIDE}
-PACKED = ("npz", "npy", "dng")
-"""Formats of crops that are mosaics; the others are in colour."""
-
 _DIGITS = 5
 
 
@@ -154,16 +152,31 @@ def write_parquet(path: Path, lines: Sequence[Line]) -> None:
     UsageError
         pyarrow is not installed.
     """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UsageError("Parquet files need pyarrow", remedy="pip install 'safelight[raw]'") from error
+    pyarrow, parquet = _pyarrow()
     with atomic_write(path) as temporary:
         parquet.write_table(pyarrow.Table.from_pylist(list(lines)), temporary)
 
 
-def write_yaml(path: Path, lines: Sequence[Line], crop_format: str) -> None:
+def read_parquet(path: Path) -> list[Line]:
+    """Read the manifest from its table.
+
+    Raises
+    ------
+    InputError
+        It is missing or damaged.
+    UsageError
+        pyarrow is not installed.
+    """
+    pyarrow, parquet = _pyarrow()
+    try:
+        table = parquet.read_table(path, memory_map=False)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"is no Parquet file: {error}", path=path, remedy="run 'pairs run' again") from error
+    lines: list[Line] = table.to_pylist()
+    return lines
+
+
+def write_yaml(path: Path, lines: Sequence[Line]) -> None:
     """Write the pairs that have a shift with the fields of RawNIND's loader.
 
     Raises
@@ -171,19 +184,33 @@ def write_yaml(path: Path, lines: Sequence[Line], crop_format: str) -> None:
     UsageError
         PyYAML is not installed.
     """
-    try:
-        import yaml
-    except ImportError as error:
-        raise UsageError("YAML files need PyYAML", remedy="pip install 'safelight[raw]'") from error
+    yaml = _yaml()
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-    entries = [upstream_entry(line, crop_format) for line in lines if line["mask"] is not None]
+    entries = [upstream_entry(line) for line in lines if line["mask"] is not None]
     with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         yaml.dump(entries, file, Dumper=dumper, sort_keys=False, allow_unicode=True)
 
 
-def upstream_entry(line: Line, crop_format: str) -> dict[str, Any]:
+def read_yaml(path: Path) -> Any:
+    """Read what RawNIND's loader reads.
+
+    Raises
+    ------
+    InputError
+        It is missing or damaged.
+    UsageError
+        PyYAML is not installed.
+    """
+    yaml = _yaml()
+    try:
+        text = path.read_text(encoding="utf-8")
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"is no YAML file: {error}", path=path, remedy="run 'pairs run' again") from error
+
+
+def upstream_entry(line: Line) -> dict[str, Any]:
     """Return a pair as RawNIND's loader reads it."""
-    mosaic = crop_format in PACKED
     return {
         "gt_fpath": line["gt"],
         "f_fpath": line["noisy"],
@@ -200,14 +227,32 @@ def upstream_entry(line: Line, crop_format: str) -> dict[str, Any]:
         "crops": [
             {
                 "coordinates": crop["coordinates"],
-                "f_bayer_fpath": crop["noisy"] if mosaic else None,
-                "gt_bayer_fpath": crop["gt"] if mosaic else None,
-                "f_linrec2020_fpath": None if mosaic else crop["noisy"],
-                "gt_linrec2020_fpath": None if mosaic else crop["gt"],
+                "f_bayer_fpath": None if in_colour else crop["noisy"],
+                "gt_bayer_fpath": None if in_colour else crop["gt"],
+                "f_linrec2020_fpath": crop["noisy"] if in_colour else None,
+                "gt_linrec2020_fpath": crop["gt"] if in_colour else None,
             }
             for crop in line["crops"]
+            for in_colour in (crop["gt"].endswith(COLOUR_SUFFIXES),)
         ],
     }
+
+
+def _pyarrow() -> Any:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UsageError("Parquet files need pyarrow", remedy="pip install 'safelight[raw]'") from error
+    return pyarrow, parquet
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise UsageError("YAML files need PyYAML", remedy="pip install 'safelight[raw]'") from error
+    return yaml
 
 
 def _is_accepted(alignment: PairAlignment, mask_mean: float, options: RunOptions) -> bool:

@@ -99,7 +99,7 @@ def pair_scene(item: Item, options: RunOptions, context: Context, _: object) -> 
                 work.lines.append(_pair(work, gt, anchor, noisy, frame))
     lines = context.folder / SCENES / f"{scene.name}.jsonl"
     write_lines(lines, work.lines)
-    details: dict[str, Value] = {"left_out": dict(work.left_out), "pairs": len(work.lines)}
+    details: dict[str, Value] = {"scene": scene.name, "left_out": dict(work.left_out)}
     return Record((lines, *work.outputs), _metrics(work.lines), details)
 
 
@@ -119,21 +119,27 @@ def write_manifest(item: Item, options: RunOptions, context: Context, _: object)
     write_lines(paths[0], lines)
     lines = read_lines(paths[0])
     write_parquet(paths[1], lines)
-    write_yaml(paths[2], lines, options.format)
+    write_yaml(paths[2], lines)
     counts = {status: sum(line["status"] == status for line in lines) for status in ("ok", "suspect", "failed")}
     accepted = sum(line["accepted"] for line in lines)
     left_out = sum(len(record.details.get("left_out", ())) for record in item.payload.values())
     context.events.info("manifest_written", pairs=len(lines), accepted=accepted, left_out=left_out, **counts)
-    return Record(tuple(paths), details={"left_out": {}, "pairs": len(lines)})
+    return Record(tuple(paths), details={"left_out": {}})
 
 
 def missed_checks(records: Sequence[Record]) -> list[Mapping[str, Value]]:
-    """Return the frames that were left out while scenes were worked on, one check per frame."""
+    """Return how many frames of each scene were left out while it was worked on, where any were."""
     details: list[Mapping[str, Any]] = [record.details for record in records]
     return [
-        {"name": "frames_left_out", "where": name, "measured": 1, "bound": "most", "threshold": 0}
+        {
+            "name": "frames_left_out",
+            "where": one["scene"],
+            "measured": len(one["left_out"]),
+            "bound": "most",
+            "threshold": 0,
+        }
         for one in details
-        for name in one["left_out"]
+        if one["left_out"]
     ]
 
 
@@ -156,7 +162,7 @@ def _pair(work: _SceneWork, gt: Decoded, anchor: Anchor, noisy: Decoded, frame: 
     line = make_line(work.scene.name, gt, noisy, alignment, mask_facts(found.bits), work.options, work.settings)
     if line["status"] != "ok":
         names = {"gt": gt.file.name, "noisy": noisy.file.name}
-        work.context.events.warning(f"pair_{alignment.status}", reason=alignment.reason, **names)
+        work.context.events.warning(f"pair_{alignment.reason}", **names)
     if alignment.status != "failed":
         _write_outputs(work, line, anchor.frame, frame, alignment, found.bits)
     return line
