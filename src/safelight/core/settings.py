@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from safelight.core.errors import UsageError
-from safelight.core.events import Event, EventLog, Severity
+from safelight.core.events import Event, EventLog, Severity, Value
 from safelight.core.options import flag, public_names
 from safelight.core.pipeline import Command, ForeignSettings, OptionsT, Pipeline
 from safelight.core.settings_file import CONFIG, is_list, read_table, relative_to, toml
@@ -221,7 +221,8 @@ def _read_strictly(command: Command[Any], name: str, setting: Setting, folder: P
 
 
 def _adapter(option: FieldInfo) -> TypeAdapter[Any]:
-    return TypeAdapter(Annotated[(option.annotation, option, *option.metadata)])
+    kind: Any = option.annotation
+    return TypeAdapter(Annotated[(kind, *option.metadata)] if option.metadata else kind)
 
 
 def _origins(file: _File, variables: Mapping[str, Setting], settings: Mapping[str, Setting]) -> list[Event]:
@@ -242,12 +243,14 @@ def _origins(file: _File, variables: Mapping[str, Setting], settings: Mapping[st
 
 def _slips(command: Command[Any], environment: Mapping[str, str]) -> list[Event]:
     """Say which variables look like settings of the job and are none."""
-    known = [VARIABLE_PREFIX + public.upper() for public in public_names(command.Options)]
+    known = [public.upper() for public in public_names(command.Options)]
+    names = sorted(name.removeprefix(VARIABLE_PREFIX) for name in environment if name.startswith(VARIABLE_PREFIX))
     said = []
-    for variable in sorted(name for name in environment if name.startswith(VARIABLE_PREFIX)):
-        near = [] if variable in known else get_close_matches(variable, known, cutoff=LIKENESS)
+    for name in names:
+        near = [] if name in known else get_close_matches(name, known, cutoff=LIKENESS)
         if near:
-            said.append(Event("variable_unknown", Severity.WARNING, {"variable": variable, "near": list(near)}))
+            data: dict[str, Value] = {"variable": VARIABLE_PREFIX + name, "near": [VARIABLE_PREFIX + n for n in near]}
+            said.append(Event("variable_unknown", Severity.WARNING, data))
     return said
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -48,11 +48,12 @@ def read_table(path: Path, pipeline: Pipeline, command: Command[Any]) -> tuple[d
     own = jobs.get(command.name, {})
     if not isinstance(own, dict):
         raise UsageError(f"{pipeline.name}.{command.name} is {toml(own)}", path=path, expected="a table")
-    slips = {name: part for name, part in tables.items() if get_close_matches(name, [pipeline.name])}
-    _demand_known(slips, [pipeline.name], "", path)
-    _demand_known(flat, names, "", path)
-    _demand_known(jobs, [each.name for each in pipeline.commands], f"{pipeline.name}.", path)
-    _demand_known(own, names, f"{pipeline.name}.{command.name}.", path)
+    job = f"{pipeline.name} {command.name}"
+    slips = [name for name in tables if get_close_matches(name, [pipeline.name])]
+    _demand_known(slips, [pipeline.name], job, "", path)
+    _demand_known(flat, names, job, "", path)
+    _demand_known(jobs, [each.name for each in pipeline.commands], job, f"{pipeline.name}.", path)
+    _demand_known(own, names, job, f"{pipeline.name}.{command.name}.", path)
     others = [name for name in tables if name != pipeline.name]
     others += [f"{pipeline.name}.{name}" for name in jobs if name != command.name]
     return {**flat, **own}, tuple(others)
@@ -119,11 +120,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot be read: {error.strerror}", path=path, remedy="check --config") from error
 
 
-def _demand_known(settings: Mapping[str, Any], names: Collection[str], table: str, path: Path) -> None:
+def _demand_known(settings: Iterable[str], names: Collection[str], job: str, table: str, path: Path) -> None:
     for name in settings:
         if name not in names:
-            near = get_close_matches(name, names) or sorted(names)
-            raise UsageError(f"{table}{name} is no setting of this job", path=path, expected=" or ".join(near))
+            raise UsageError(
+                f"{table}{name} is no setting of {job}",
+                path=path,
+                expected=" or ".join(get_close_matches(name, names)),
+                remedy=f"safelight settings {job}, for a file with all of them",
+            )
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
