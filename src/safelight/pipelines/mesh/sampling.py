@@ -67,7 +67,8 @@ def over_views(points: Tensor, features: Tensor) -> Tensor:
     Tensor
         (samples, n, 3 + 3·channels).
     """
-    variance, mean = torch.var_mean(features, dim=1, correction=0)
+    mean = features.mean(dim=1)
+    variance = (features - mean[:, None]).square().mean(dim=1)  # var_mean over so few values takes 15 times as long
     return torch.cat([points, features.amax(dim=1), mean, (variance + SPREAD).sqrt()], dim=-1)
 
 
