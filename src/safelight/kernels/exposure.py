@@ -17,6 +17,7 @@ LEVELS = 32
 """Points of the noise curve."""
 _ROUNDS = 10
 _CLIP = 3.0
+_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,45 @@ def gain_between(anchor: Tensor, target: Tensor) -> Tensor:
     return torch.where(lit.any(-1), found, torch.nan)
 
 
+def offset_by_level(level: Tensor, difference: Tensor, bins: int) -> Tensor:
+    """Return what two frames differ by at each brightness, once the gain is applied: the median of blocks.
+
+    Noise that is cut off, at black or at white, has another mean than the light: at high ISO the dark is too bright.
+
+    Parameters
+    ----------
+    level, difference : Tensor
+        (blocks,), floating point: mean of each block in the anchor, and mean difference.
+    bins : int
+        At most the number of blocks.
+
+    Returns
+    -------
+    Tensor
+        (2, bins): level, ascending, and difference; bins of equally many blocks, the brightest left out.
+    """
+    size = level.numel() // bins
+    order = level.argsort()[: bins * size].view(bins, size)
+    return torch.stack((level[order].mean(1), difference[order].median(1).values))
+
+
+def at_level(curve: Tensor, level: Tensor) -> Tensor:
+    """Return a curve's value at every level, linear between its points and constant beyond.
+
+    Parameters
+    ----------
+    curve : Tensor
+        (2, n): levels, ascending, and values; n of 2 or more.
+    level : Tensor
+        Any shape, floating point.
+    """
+    levels, values = curve[0].contiguous(), curve[1]
+    above = torch.bucketize(level, levels).clamp(1, len(levels) - 1)
+    low, high = levels[above - 1], levels[above]
+    share = ((level - low) / (high - low).clamp(min=_TINY)).clamp(0, 1)
+    return torch.lerp(values[above - 1], values[above], share)
+
+
 def fit_poisson_gaussian(level: Tensor, residual: Tensor) -> PoissonGaussian:
     """Fit the noise of a residual to what was there: a line of variance over level (Foi et al. 2008).
 
@@ -144,6 +184,31 @@ def _gain_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
         yield Sample((anchor.to(device, dtype), target.to(device, dtype)))
 
 
+def _curve_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    generator = torch.Generator().manual_seed(0)
+    for blocks, bins in ((103, 10), (8, 8)):
+        level, difference = torch.rand((2, blocks), generator=generator, dtype=torch.float64).to(device, dtype)
+        yield Sample((level, difference, bins))
+
+
+def _at_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for points in (2, 9):
+        # Powers of two are the same levels in either precision.
+        curve = torch.stack((torch.arange(points) / 8, (torch.arange(points) - 2.0).square()))
+        yield Sample((curve.to(device, dtype), (torch.arange(40).view(5, 8) / 16 - 0.5).to(device, dtype)))
+
+
+def _offset_oracle(level: np.ndarray, difference: np.ndarray, bins: int) -> np.ndarray:
+    size = len(level) // bins
+    groups = [np.argsort(level)[i * size : (i + 1) * size] for i in range(bins)]
+    lower_median = [np.sort(difference[group])[(size - 1) // 2] for group in groups]
+    return np.array([[level[group].mean() for group in groups], lower_median])
+
+
+def _at_oracle(curve: np.ndarray, level: np.ndarray) -> np.ndarray:
+    return np.asarray(np.interp(level, curve[0], curve[1]))
+
+
 def _light_oracle(anchor: np.ndarray, target: np.ndarray, usable: np.ndarray, side: int) -> np.ndarray:
     channels, height, width = anchor.shape
     result = np.empty((3, channels, height // side, width // side))
@@ -169,5 +234,7 @@ def _gain_oracle(anchor: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 KERNELS = (
     KernelInfo("block_light", block_light, _light_samples, _light_oracle),
+    KernelInfo("offset_by_level", offset_by_level, _curve_samples, _offset_oracle),
+    KernelInfo("at_level", at_level, _at_samples, _at_oracle),
     KernelInfo("gain_between", gain_between, _gain_samples, _gain_oracle),
 )

@@ -13,15 +13,17 @@ MOVED, CLIPPED_ANCHOR, CLIPPED_TARGET, OUTSIDE = 1, 2, 4, 8
 
 SCALES = (1, 3, 9)
 """Sides of the windows in which a difference is looked for, in pixels."""
-SIGNIFICANCE = 5.0
+SIGNIFICANCE = 4.5
 """Standard deviations from which on a difference is real."""
-TEXTURE = 0.3
+NEARBY_SIGNIFICANCE = 2.5
+"""The same beside one that was found, in the largest window."""
+TEXTURE = 0.15
 """Share of the local range that interpolation may miss."""
 GAMMA = 1 / 2.2
 LARGEST_LOSS = 0.4
 _EPSILON = 1e-12
 
-HALO = sum(scale // 2 for scale in SCALES) + 2
+HALO = sum(scale // 2 for scale in (*SCALES, SCALES[-1]))
 """Rows of context that a row of ``moved_pixels`` needs."""
 
 
@@ -75,18 +77,23 @@ def moved_pixels(difference: Tensor, variance: Tensor, texture: Tensor, usable: 
     """
     found = torch.zeros_like(usable)
     for scale in SCALES:
-        counted = (usable & ~found).to(difference.dtype)
-        number = box_sum(counted, scale)
-        excess = torch.zeros_like(counted)
-        for channel in range(len(difference)):
-            mean, noise, missed = (
-                box_sum(values[channel] * counted, scale) for values in (difference, variance, texture)
-            )
-            excess += mean.square() / (noise + missed.square()).clamp(min=_EPSILON)
+        excess, number = _excess(difference, variance, texture, usable & ~found, scale)
         # Where few pixels are left, they say little about the middle of the window.
-        enough = 2 * number >= scale * scale
-        found |= enough & usable & (excess > SIGNIFICANCE**2)
-    return found
+        found |= usable & (2 * number >= scale * scale) & (excess > SIGNIFICANCE**2)
+    near = box_sum(found.to(difference.dtype), SCALES[-1]) > 0
+    return found | (usable & near & (excess > NEARBY_SIGNIFICANCE**2))
+
+
+def _excess(
+    difference: Tensor, variance: Tensor, texture: Tensor, counted: Tensor, scale: int
+) -> tuple[Tensor, Tensor]:
+    """Return the squared mean difference over what is expected of it, summed over channels, and the pixels counted."""
+    mask = counted.to(difference.dtype)
+    excess = torch.zeros_like(mask)
+    for channels in zip(difference, variance, texture, strict=True):
+        total, noise, missed = (box_sum(values * mask, scale) for values in channels)
+        excess += total.square_().div_(noise.add_(missed.square_()).clamp_(min=_EPSILON))
+    return excess, box_sum(mask, scale)
 
 
 def box_sum(values: Tensor, side: int) -> Tensor:

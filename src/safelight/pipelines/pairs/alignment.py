@@ -33,7 +33,7 @@ from safelight.kernels.cfa import (
     phase_between,
     tile_of,
 )
-from safelight.kernels.exposure import PoissonGaussian, block_light, fit_poisson_gaussian, gain_between
+from safelight.kernels.exposure import PoissonGaussian, block_light, fit_poisson_gaussian, gain_between, offset_by_level
 from safelight.kernels.register import coarse_shift, despeckle, fine_shift, shared_variance, spectrum
 from safelight.pipelines.pairs.overlap import Levels, Overlap, PairRows, levels_of, pair_cells
 
@@ -63,6 +63,8 @@ BANDS, BAND_ROWS = 8, 48
 """How many bands of so many rows of tiles are sampled for the gain, the noise and the loss."""
 BLOCK = 16
 """Side in cells of the blocks whose light is compared."""
+SMALL_BLOCK, LEVELS = 4, 16
+"""Side in cells of the blocks that tell the offset at each of so many levels."""
 NOISE_SAMPLES = 100_000
 """Pixels of each colour that the noise is fitted to."""
 
@@ -119,6 +121,8 @@ class PairAlignment:
         The same for red, green and blue.
     noise : tuple of PoissonGaussian
         Of the difference between anchor and target times gain, for red, green and blue, at the anchor's level.
+    offsets : Tensor
+        (3, 2, n): for each colour, levels of the anchor and what the target times gain is brighter by at them.
     alignment_loss : float
         Mean absolute difference of the sampled cells after gain, 1 being white.
     overlap : Overlap, optional
@@ -137,6 +141,7 @@ class PairAlignment:
     raw_gain: float = math.nan
     rgb_gain: tuple[float, float, float] = (math.nan,) * 3
     noise: tuple[PoissonGaussian, ...] = ()
+    offsets: Tensor = field(default_factory=lambda: torch.zeros(3, 2, 2), compare=False)
     alignment_loss: float = math.nan
     overlap: Overlap | None = None
 
@@ -196,6 +201,7 @@ def align(
         raw_gain=sampled.raw_gain,
         rgb_gain=sampled.rgb_gain,
         noise=sampled.noise,
+        offsets=sampled.offsets,
         alignment_loss=sampled.loss,
         overlap=overlap,
     )
@@ -218,6 +224,7 @@ class _Sampled:
     raw_gain: float
     rgb_gain: tuple[float, float, float]
     noise: tuple[PoissonGaussian, ...]
+    offsets: Tensor
     loss: float
 
 
@@ -357,14 +364,40 @@ def _sample(anchor: RawFrame, target: RawFrame, overlap: Overlap, executor: Exec
     bands = [_run_band(rows.band(start, stop), anchor, target, overlap, executor) for start, stop in _bands(rows)]
     cells = torch.cat(bands, dim=1)
     first, second, usable = cells[:3], cells[3:6], cells[6:] > 0
-    light = block_light(first, second, usable, BLOCK).flatten(2)
-    gains = gain_between(light[0], light[1])
-    together = gain_between(light[0].flatten(), light[1].flatten())
+    gains, together = _gains(first, second, usable)
     difference = second * gains.view(3, 1, 1) - first
     noise = tuple(_fit_noise(*colour) for colour in zip(first, difference, usable, strict=True))
     loss = difference.abs()[usable].double().mean()
     red, green, blue = gains.tolist()
-    return _Sampled(float(usable.double().mean()), float(together), (red, green, blue), noise, float(loss))
+    return _Sampled(
+        float(usable.double().mean()),
+        together,
+        (red, green, blue),
+        noise,
+        _offsets(first, difference, usable),
+        float(loss),
+    )
+
+
+def _gains(first: Tensor, second: Tensor, usable: Tensor) -> tuple[Tensor, float]:
+    """Return the gain of each colour and of all together."""
+    anchor, target, number = block_light(first, second, usable, BLOCK).flatten(2)
+    # Noise that is cut off at black makes the dark too bright: the brighter half of the blocks counts.
+    level = anchor / number
+    bright = level >= level.nanmedian(1, keepdim=True).values
+    anchor, target = anchor * bright, target * bright
+    return gain_between(anchor, target), float(gain_between(anchor.flatten(), target.flatten()))
+
+
+def _offsets(first: Tensor, difference: Tensor, usable: Tensor) -> Tensor:
+    """Return the curves of ``PairAlignment.offsets``."""
+    curves = torch.zeros(3, 2, LEVELS)
+    light = block_light(first, difference, usable, SMALL_BLOCK).flatten(2)
+    for colour, (level, offset, number) in enumerate(light.transpose(0, 1)):
+        most = number == SMALL_BLOCK**2
+        if int(most.sum()) >= LEVELS:
+            curves[colour] = offset_by_level((level / number)[most], (offset / number)[most], LEVELS)
+    return curves
 
 
 def _bands(rows: PairRows) -> list[tuple[int, int]]:

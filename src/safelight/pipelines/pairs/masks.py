@@ -16,6 +16,7 @@ from safelight.core.kernel import Kernel
 from safelight.core.stream import TensorSink, TensorSource
 from safelight.formats.raw import PerColour, RawFrame
 from safelight.kernels.cfa import Tile, along, cell_side, interpolate_colours, normalise
+from safelight.kernels.exposure import at_level
 from safelight.kernels.loss_mask import (
     CLIPPED_ANCHOR,
     CLIPPED_TARGET,
@@ -38,6 +39,8 @@ MaskMethod = Literal["noise", "upstream"]
 LOSS_QUANTILE = 0.9999
 """Upstream rejects at least the worst pixels above this quantile of the loss."""
 _COUNTED_ROWS = 1024
+_CELLS_HALO = 5
+"""Further rows of context: 2 for what the shift has beyond the lattice shift, 1 for texture, 2 for the opening."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,15 +113,19 @@ def _moved_by_noise(
     rows: PairRows, anchor: Levels, target: Levels, alignment: PairAlignment, overlap: Overlap, executor: Executor
 ) -> Tensor:
     function = partial(_noise_rows, anchor=anchor, target=target, alignment=alignment, overlap=overlap)
-    return _run(Kernel("pair_mask_noise", function, halo=HALO), rows, executor)
+    kernel = Kernel("pair_mask_noise", function, (alignment.offsets,), halo=HALO + _CELLS_HALO)
+    return _run(kernel, rows, executor)
 
 
-def _noise_rows(rows: Tensor, anchor: Levels, target: Levels, alignment: PairAlignment, overlap: Overlap) -> Tensor:
+def _noise_rows(
+    rows: Tensor, offsets: Tensor, anchor: Levels, target: Levels, alignment: PairAlignment, overlap: Overlap
+) -> Tensor:
     first, second, usable = pair_cells(rows, overlap, anchor, target)
     for colour, gain in enumerate(alignment.rgb_gain):
         second[colour] *= gain
     variance = torch.stack([noise.variance(level) for noise, level in zip(alignment.noise, first, strict=True)])
-    difference = second.sub_(first)
+    expected = torch.stack([at_level(curve, level) for curve, level in zip(offsets, first, strict=True)])
+    difference = second.sub_(first).sub_(expected)
     moved = moved_pixels(difference, variance, TEXTURE * local_range(first), usable.all(0))
     return _bits(~opened(~moved), rows, cell_side(overlap.tile))
 
