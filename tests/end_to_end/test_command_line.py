@@ -104,6 +104,7 @@ def test_a_lost_device_costs_nothing_but_a_fresh_process(home: Path) -> None:
     events = [event["key"] for event in record(home)["events"]]
     assert events.count("item_finished") == 3
     assert events.count("run_started") == events.count("run_finished") == 1
+    assert events.count("settings_from_environment") == 1
     assert "nothing_compiled" in events
 
 
