@@ -112,7 +112,7 @@ def common_canvas(
     InputError
         The frames lie too far apart for one tangent plane, or their grid is too large.
     """
-    footprints = sorted(footprints, key=lambda footprint: footprint.name)
+    footprints = sorted(footprints, key=_place)  # by what they are, not by name: sums of floats depend on the order
     scale = scale or min(pixel_scale(footprint.wcs) for footprint in footprints)
     grid = _blank_grid(footprints, scale, angle)
     outlines = [change_frame(*footprint.outline(), footprint.wcs, grid) for footprint in footprints]
@@ -230,6 +230,12 @@ def _axes(footprint: Footprint) -> tuple[Floats, Floats, Floats, tuple[float, fl
         for difference in (right - left, below - above)
     )
     return centre, x_axis, y_axis, (width * x_step, height * y_step)
+
+
+def _place(footprint: Footprint) -> list[float]:
+    """Return where a frame lies, as numbers that differ wherever frames do."""
+    wcs = footprint.wcs
+    return [*wcs.wcs.crval, *wcs.wcs.crpix, *wcs.pixel_scale_matrix.ravel()]
 
 
 def _blank_grid(footprints: Sequence[Footprint], scale: float, angle: float) -> WCS:

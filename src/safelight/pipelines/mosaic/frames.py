@@ -33,9 +33,20 @@ def read_frame(facts: FrameFacts, calibration: Calibration) -> Tensor:
     InputError
         The frame is damaged, or does not fit its calibration.
     """
-    with open_fits(facts.path) as image:
-        pixels = torch.from_numpy(calibration.apply(image.read(), facts))
+    pixels = read_calibrated(facts, calibration)
     return demosaic(pixels[0], facts.pattern) if facts.pattern else pixels
+
+
+def read_calibrated(facts: FrameFacts, calibration: Calibration) -> Tensor:
+    """Return a frame calibrated, its colours still in one array: (channels, height, width) float32.
+
+    Raises
+    ------
+    InputError
+        As ``read_frame``.
+    """
+    with open_fits(facts.path) as image:
+        return torch.from_numpy(calibration.apply(image.read(), facts))
 
 
 def luminance_channel(channels: int) -> int:

@@ -17,6 +17,7 @@ RejectionMethod = Literal[
     "none", "kappa_sigma", "winsorized_sigma_clip", "linear_fit_clip", "percentile", "minmax", "median"
 ]
 Interpolation = Literal["bilinear", "bicubic", "lanczos3"]
+DrizzleKernel = Literal["square", "turbo", "point"]
 
 
 def _field(panel: str, default: Any, description: str, **bounds: Any) -> Any:
@@ -61,6 +62,22 @@ class RunOptions(CommonOptions):
     reject_highest: int = _field("Stacking", 1, "Min/max rejection: highest samples dropped per pixel.", ge=0)
     combine: Literal["mean", "median"] = _field("Stacking", "mean", "How the surviving samples are combined.")
 
+    drizzle: float | None = _field(
+        "Drizzle",
+        None,
+        "Drizzle onto a grid so many times finer than the frames, each colour from its own sites without demosaicing; "
+        "outliers are rejected on registered frames before.",
+        ge=1,
+        le=4,
+    )
+    pixfrac: float = _field("Drizzle", 1.0, "Side of a drop over that of its pixel.", ge=0.01, le=1)
+    drizzle_kernel: DrizzleKernel = _field(
+        "Drizzle",
+        "square",
+        "Shape of the drops: square turns with the frame, turbo is a square along the grid, point a point. "
+        "All of them conserve flux.",
+    )
+
     pixel_scale: float | None = _field(
         "Mosaic", None, "Arc seconds per pixel; the frames' own by default.", gt=0, le=3600
     )
@@ -84,6 +101,14 @@ class RunOptions(CommonOptions):
     def _one_source_of_wcs(self) -> Self:
         if self.wcs_sidecar and self.solver in ("astrometry.net", "astap"):
             raise ValueError("wcs_sidecar and solver exclude each other")
+        return self
+
+    @model_validator(mode="after")
+    def _drizzle_is_a_mean(self) -> Self:
+        if self.drizzle is not None and "median" in (self.combine, self.rejection):
+            raise ValueError("drizzle is a weighted mean: it excludes combine median and rejection median")
+        if self.drizzle is not None and self.pixel_scale is not None:
+            raise ValueError("drizzle and pixel_scale exclude each other: both set the size of a pixel")
         return self
 
     def run_folder(self) -> Path:

@@ -15,6 +15,7 @@ from torch import Tensor
 from safelight.core.errors import InputError, NothingToDoError
 from safelight.core.events import Severity, Value
 from safelight.core.pipeline import Context, Item, Prepared, Record, Refusal
+from safelight.core.stream import Source
 from safelight.formats.fits import open_fits
 from safelight.kernels.coadd import LAYERS
 from safelight.kernels.combine import PLANES
@@ -36,6 +37,7 @@ from safelight.pipelines.mosaic.audit import check_noise, check_seam, check_star
 from safelight.pipelines.mosaic.calibration import Calibration, read_calibration
 from safelight.pipelines.mosaic.canvas import Canvas, common_canvas, crop
 from safelight.pipelines.mosaic.discovery import FrameFacts
+from safelight.pipelines.mosaic.drizzle import DrizzleSource, coarser, drizzle_kernel, drizzle_source
 from safelight.pipelines.mosaic.frames import luminance_channel, stars_of
 from safelight.pipelines.mosaic.groups import Group, PlacedFrame, make_groups
 from safelight.pipelines.mosaic.incremental import blend_one_by_one
@@ -49,6 +51,7 @@ from safelight.pipelines.mosaic.solutions import find_solutions
 from safelight.pipelines.mosaic.stack import StackSource, stack_kernel
 from safelight.pipelines.mosaic.stack_file import StackFile, create_stack, wcs_header
 from safelight.pipelines.mosaic.stars import NoStarsError, StarField, measure_stars
+from safelight.pipelines.mosaic.wcs import pixel_scale
 
 FRAMES = "frames"
 TILES = "tiles"
@@ -61,6 +64,9 @@ MATCH_TOLERANCE = 2.0
 
 AUDITED_FRAMES = 9
 """Single frames that a stack is compared with."""
+
+MOST_HOLES = 1e-3
+"""Share of a drizzled stack that may be empty without a word."""
 
 _REASONS = {
     "too_few_stars": "it has too few stars",
@@ -88,8 +94,12 @@ def register(items: Sequence[Item], options: RunOptions, context: Context) -> Pr
     placed = _placed(facts, fields, alignments, options, refused)
     if not placed:
         raise _nothing_left(refused, options)
-    canvas = common_canvas([frame.footprint for frame in placed], scale=options.pixel_scale)
+    canvas = _canvas(placed, options)
     groups = make_groups(placed, canvas)
+    if options.drizzle:
+        context.events.info("drizzling", factor=options.drizzle, pixfrac=options.pixfrac, kernel=options.drizzle_kernel)
+        if pattern := placed[0].facts.pattern:
+            context.events.info("drizzling_colours", pattern=pattern)
     context.events.info(
         "frames_registered",
         frames=len(placed),
@@ -112,16 +122,25 @@ def stack(item: Item, options: RunOptions, context: Context, prepared: tuple[Can
     path = context.folder / TILES / f"{item.name}.fits"
     path.parent.mkdir(exist_ok=True)
     with scratch_folder(context.folder / SCRATCH / item.name) as scratch:
-        registered = list(_registered(group, calibration, options, scratch, item.name, context))
+        grid = coarser(group, options.drizzle) if options.drizzle else group
+        registered = list(_registered(grid, calibration, options, scratch, item.name, context))
         kernel = stack_kernel(registered, options)
-        source = StackSource(registered)
-        with create_stack(
-            path, PLANES, (source.shape[0], *group.shape), group.wcs, {"NFRAMES": len(registered)}
-        ) as sink:
+        scale = kernel.constants[0]
+        source: Source = StackSource(registered)
+        drizzled = None
+        if options.drizzle:
+            source = drizzled = drizzle_source(
+                group, registered, kernel, calibration, options, scratch, context.executor
+            )
+            kernel = drizzle_kernel(drizzled)
+        shape = (grid.frames[0].facts.colours, *group.shape)
+        with create_stack(path, PLANES, shape, group.wcs, {"NFRAMES": len(registered)}) as sink:
             context.executor.map(kernel, source, sink)
         with StackFile(path) as planes:
-            checks = _audit_group(item.name, registered, kernel.constants[0], planes)
+            checks = _audit_group(item.name, registered, scale, planes, drizzled)
             metrics = _shares_rejected(planes, group.shape[0])
+            if drizzled is not None:
+                _say_holes(item.name, planes, group.shape[0], context)
     details: dict[str, Any] = {
         "frames": [_frame_record(frame) for frame in group.frames],
         "window": list(group.window),
@@ -161,6 +180,13 @@ def assemble(item: Item, options: RunOptions, context: Context, prepared: tuple[
         write_preview(preview, image.read())
     details: dict[str, Any] = {"checks": seams}
     return Record((path, preview), details=details)
+
+
+def _canvas(placed: Sequence[PlacedFrame], options: RunOptions) -> Canvas:
+    """Return the grid of the mosaic: as fine as asked for, or as the finest frame, so many times finer to drizzle."""
+    finest = min(pixel_scale(frame.wcs) for frame in placed)
+    scale = options.pixel_scale or finest / (options.drizzle or 1)
+    return common_canvas([frame.footprint for frame in placed], scale=scale)
 
 
 def _nothing_left(refused: Sequence[Refusal], options: RunOptions) -> NothingToDoError:
@@ -230,16 +256,24 @@ def _registered(
 
 
 def _audit_group(
-    name: str, registered: Sequence[RegisteredFrame], scale: Tensor, planes: StackFile
+    name: str,
+    registered: Sequence[RegisteredFrame],
+    scale: Tensor,
+    planes: StackFile,
+    drizzled: DrizzleSource | None = None,
 ) -> list[dict[str, Value]]:
     """Compare a stack with some of its frames, evenly chosen: their noise, and their stars."""
     channel = luminance_channel(planes.channels)
     numbers = np.unique(np.linspace(0, len(registered) - 1, min(len(registered), AUDITED_FRAMES)).round().astype(int))
     frames = [measure_stars(registered[n].channel(channel) * float(scale[n, channel])) for n in numbers]
     stacked = measure_stars(planes.read("image")[channel])
+    noises = [field.noise for field in frames]
+    if drizzled is not None:
+        stacked = drizzled.on_frames(stacked)
+        noises = drizzled.shares.noise[numbers, channel].tolist()
     n_eff = planes.read("n_eff")[channel]
     effective = float(np.median(n_eff[n_eff > 0]))
-    noise = check_noise(name, [field.noise for field in frames], stacked.noise, effective)
+    noise = check_noise(name, noises, stacked.noise, effective)
     return [check.as_json() for check in (noise, *check_stars(name, frames, stacked, MATCH_TOLERANCE))]
 
 
@@ -262,6 +296,18 @@ def _shares_rejected(planes: StackFile, height: int) -> dict[str, float]:
         sum(float(planes.read(name, rows).sum(dtype=np.float64)) for rows in bands) for name in ("low", "high", "count")
     )
     return {"rejected_low": low / (low + high + count), "rejected_high": high / (low + high + count)}
+
+
+def _say_holes(name: str, planes: StackFile, height: int, context: Context) -> None:
+    """Say how many pixels no drop reached in some colour, although drops lie to both sides of them."""
+    holes = inside = 0
+    for start in range(0, height, BAND_ROWS):
+        reached = planes.read("count", slice(start, min(start + BAND_ROWS, height))).min(axis=0) > 0
+        between = np.maximum.accumulate(reached, axis=1) & np.maximum.accumulate(reached[:, ::-1], axis=1)[:, ::-1]
+        holes += int((between & ~reached).sum())
+        inside += int(between.sum())
+    if holes > MOST_HOLES * inside:
+        context.events.warning("drizzle_holes", name=name, share=holes / inside)
 
 
 def _crop_window(tiles: Sequence[Tile], canvas: Canvas, share: float, context: Context) -> Window:
