@@ -28,6 +28,8 @@ def test_out_of_memory_says_what_would_have_worked() -> None:
     error = OutOfMemoryError("the kernel does not fit", needed=2000, allowed=1000, remedy="--memory-limit 2000")
     assert (error.needed, error.allowed) == (2000, 1000)
     assert "at least 2000 bytes, allowed were 1000" in str(error)
+    rounded = OutOfMemoryError("the kernel does not fit", needed=46 * 2**20 + 1, allowed=46 * 2**20)
+    assert "at least 47 MiB, allowed were 46" in str(rounded)
 
 
 @pytest.mark.parametrize("kind", tree(SafelightError), ids=lambda kind: kind.__name__)

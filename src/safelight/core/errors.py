@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_MEBIBYTE = 2**20
+
 
 class SafelightError(Exception):
     """Base of all errors meant for people.
@@ -104,7 +106,9 @@ class OutOfMemoryError(SafelightError):
     """
 
     def __init__(self, problem: str, *, needed: int, allowed: int, remedy: str | None = None) -> None:
-        super().__init__(problem, expected=f"at least {needed} bytes, allowed were {allowed}", remedy=remedy)
+        unit, name = (_MEBIBYTE, "MiB") if needed >= _MEBIBYTE else (1, "bytes")
+        least, most = -(-needed // unit), allowed // unit  # what is named does work, what was allowed does not
+        super().__init__(problem, expected=f"at least {least} {name}, allowed were {most}", remedy=remedy)
         self.needed = needed
         self.allowed = allowed
 

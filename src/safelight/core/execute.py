@@ -102,7 +102,6 @@ class Executor:
         self._corrections = corrections or Corrections()
         self._warmup = warmup
         self._times: dict[tuple[str, str], ChunkTimes] = {}
-        self._micro_batch: int | None = None
 
     @classmethod
     def from_options(cls, device: Device, options: CommonOptions, events: EventLog, workers: int = 1) -> Executor:
@@ -131,9 +130,17 @@ class Executor:
     def _host_budget(self) -> Budget:
         return host_budget(self._memory_limit, self._workers)
 
-    def plan(self, kernel: MapKernel, source: Source) -> Plan:
-        """Return how a kernel would run over a source, without running it."""
-        return self._plan(self._first_stage(), kernel, source)
+    def plan(self, kernel: MapKernel, source: Source, unmeasured: float = 1.0) -> Plan:
+        """Return how a kernel would run over a source, without running it.
+
+        Parameters
+        ----------
+        kernel : MapKernel
+        source : Source
+        unmeasured : float
+            Peak over that of the dry run to expect where none was measured yet.
+        """
+        return self._plan(self._first_stage(), kernel, source, unmeasured=unmeasured)
 
     def map(self, kernel: MapKernel, source: Source, sink: Sink | AccumulatingSink) -> None:
         """Run a kernel over a source into a sink: every row once, in order, within the budget.
@@ -159,7 +166,9 @@ class Executor:
                 refused.append(plan)
                 stage = self._next_stage(job, stage, plan)
 
-    def step(self, loss_of: Callable[[int, int], Tensor], batch_size: int, reset: Callable[[], None]) -> Tensor:
+    def step(
+        self, loss_of: Callable[[int, int], Tensor], batch_size: int, reset: Callable[[], None], at_once: int
+    ) -> tuple[Tensor, int]:
         """Do the backward passes of one training step, in micro-batches where memory runs short.
 
         The gradient of a sum of shares is the sum of their gradients, so the optimisation is unchanged. Only batch
@@ -172,23 +181,27 @@ class Executor:
         batch_size : int
         reset : callable
             Clears the gradients, before a step is tried again.
+        at_once : int
+            Samples of a micro-batch; the batch's size for all of them.
 
         Returns
         -------
         Tensor
             The loss of the batch, detached, on the device.
+        int
+            Samples of the micro-batches that fitted, for the next step.
 
         Raises
         ------
         OutOfMemoryError
             Not even a single sample fits.
         """
-        size = min(self._micro_batch or batch_size, batch_size)
+        size = at_once
         while True:
             loss, failure = self._backward(loss_of, batch_size, size)
             if failure is None:
                 assert loss is not None
-                return loss
+                return loss, size
             reset()
             self.device.empty_cache()
             if size == 1:
@@ -199,8 +212,12 @@ class Executor:
                     allowed=allowed,
                     remedy="smaller --patch-size or --features, or --device cpu",
                 )
-            size = self._micro_batch = -(-size // 2)
+            size = -(-size // 2)
             self.events.warning("micro_batch", size=size, batch=batch_size, reason=failure)
+
+    def learn(self, plan: Plan, rows: int, dtype: torch.dtype, measured_bytes: int) -> None:
+        """Keep what a planned computation outside ``map`` really took, constants included."""
+        self._learn(self._first_stage(), plan, rows, dtype, measured_bytes)
 
     def memory_record(self) -> list[dict[str, Value]]:
         """Return predicted and measured peaks of this run, as JSON values."""
@@ -235,7 +252,13 @@ class Executor:
         return Stage(cpu, self._host_budget())
 
     def _plan(
-        self, stage: Stage, kernel: MapKernel, source: Source, accumulates: bool = False, dry_run: Cost | None = None
+        self,
+        stage: Stage,
+        kernel: MapKernel,
+        source: Source,
+        accumulates: bool = False,
+        dry_run: Cost | None = None,
+        unmeasured: float = 1.0,
     ) -> Plan:
         """Return the plan for one device; an earlier plan's dry run need not be done again."""
         return make_plan(
@@ -246,7 +269,7 @@ class Executor:
             stage.budget,
             host=None if stage.is_host else self._host_budget(),
             accumulates=accumulates,
-            correction=self._corrections.get(kernel.name, source.dtype, row_bytes(source), stage.device),
+            correction=self._corrections.get(kernel.name, source.dtype, row_bytes(source), stage.device, unmeasured),
         )
 
     def _run_stage(self, job: _Job, stage: Stage, plan: Plan, start: int) -> int:
@@ -322,20 +345,18 @@ class Executor:
             else:
                 with stage.measuring(tensor) as peak:
                     result = ready(stage.take(tensor))
-                self._learn(stage, plan, rows, tensor.dtype, peak.bytes)
+                if peak.bytes is not None:
+                    self._learn(stage, plan, rows, tensor.dtype, peak.bytes + plan.cost.constants)
         if result.shape[0] != rows:
             raise ValueError(f"kernel {plan.kernel} returned {result.shape[0]} rows for {rows}")
         return result[chunk.start - chunk.read_start : chunk.stop - chunk.read_start]
 
-    def _learn(self, stage: Stage, plan: Plan, rows: int, dtype: torch.dtype, used_bytes: int | None) -> None:
-        """Keep what a chunk really took, for the chunks and the runs to come."""
-        if used_bytes is None:
-            return
-        measured = used_bytes + plan.cost.constants
-        predicted = plan.cost.peak(rows)
-        self.measured.append(Measured(plan.kernel, stage.name, rows, predicted, measured))
-        before = self._corrections.get(plan.kernel, dtype, plan.cost.input_row, stage.device)
-        self._corrections.put(plan.kernel, dtype, plan.cost.input_row, stage.device, before * measured / predicted)
+    def _learn(self, stage: Stage, plan: Plan, rows: int, dtype: torch.dtype, measured_bytes: int) -> None:
+        """Keep what rows really took, constants included, for the chunks and the runs to come."""
+        self.measured.append(Measured(plan.kernel, stage.name, rows, plan.cost.peak(rows), measured_bytes))
+        constants = plan.cost.constants
+        correction = (measured_bytes - constants) / (plan.dry_run.peak(rows) - constants)
+        self._corrections.put(plan.kernel, dtype, plan.cost.input_row, stage.device, correction)
 
     def _backward(
         self, loss_of: Callable[[int, int], Tensor], batch_size: int, size: int

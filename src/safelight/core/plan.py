@@ -81,8 +81,9 @@ class Cost:
         return self.peak(rows) + self.ahead_row * rows + self.accumulated
 
     def scaled(self, factor: float) -> Cost:
-        """Return the cost corrected by a measurement."""
-        return replace(self, fixed=math.ceil(self.fixed * factor), per_row=math.ceil(self.per_row * factor))
+        """Return the cost corrected by a measurement; what constants take is known without one."""
+        fixed = self.constants + math.ceil((self.fixed - self.constants) * factor)
+        return replace(self, fixed=fixed, per_row=math.ceil(self.per_row * factor))
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def make_plan(
     accumulates : bool
         Whether the whole result stays on the device.
     correction : float
-        Measured over predicted peak of earlier runs.
+        Measured over predicted peak of earlier runs, constants left out of both.
 
     Returns
     -------
@@ -285,6 +286,7 @@ def row_bytes(source: Source) -> int:
 class Corrections:
     """Measured over predicted peaks of earlier runs, per kernel, dtype, size of a row, precision, device and torch.
 
+    What a kernel's constants take is left out of both: it is known, and the next run's may be of another size.
     Rows count by the power of two that their bytes reach: what a tiny image taught says little about a large one.
 
     Parameters
@@ -298,9 +300,9 @@ class Corrections:
         self._path = Path(chosen) / "corrections.json"
         self._known = self._read()
 
-    def get(self, kernel: str, dtype: torch.dtype, row_bytes: int, device: Device) -> float:
-        """Return the correction, 1 where nothing was measured yet."""
-        return self._known.get(self._key(kernel, dtype, row_bytes, device), 1.0)
+    def get(self, kernel: str, dtype: torch.dtype, row_bytes: int, device: Device, unmeasured: float = 1.0) -> float:
+        """Return the correction, or what is given for where nothing was measured yet."""
+        return self._known.get(self._key(kernel, dtype, row_bytes, device), unmeasured)
 
     def put(self, kernel: str, dtype: torch.dtype, row_bytes: int, device: Device, correction: float) -> None:
         """Keep a correction, within 0.1 and 10. A cache folder that cannot be written is no reason to stop."""

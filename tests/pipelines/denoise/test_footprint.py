@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from safelight.core.device import Device
+from safelight.core.errors import OutOfMemoryError
 from safelight.core.events import EventLog
 from safelight.core.execute import Executor
 from safelight.core.memory import Budget, Ledger
 from safelight.core.plan import Corrections, Plan
-from safelight.pipelines.denoise.footprint import PeakMemory, plan_step
+from safelight.pipelines.denoise.footprint import PeakMemory, check_fits, data_limit, plan_step
 from safelight.pipelines.denoise.frames import ArrayImage, Frames
 from safelight.pipelines.denoise.masking import MaskingSettings
 from safelight.pipelines.denoise.network import Architecture, UNet
+from safelight.pipelines.denoise.sampling import pool_bytes, whole_bytes
 from safelight.pipelines.denoise.training import Training, TrainingSettings
 
 CPU = Device(torch.device("cpu"))
@@ -68,8 +70,26 @@ def test_a_measurement_corrects_the_plans_of_its_kind_only(tmp_path: Path) -> No
 
     before, other = plan(4), plan(8)
     Corrections(tmp_path).put(before.kernel, torch.float32, before.cost.input_row, CPU, 1.25)
-    assert plan(4).predicted_bytes == pytest.approx(1.25 * before.predicted_bytes, rel=0.01)
+    kept = before.cost.constants
+    dry_run = before.dry_run.bytes(4) - kept
+    assert plan(4).predicted_bytes - kept == pytest.approx(1.25 * dry_run, rel=0.01)
     assert plan(8).predicted_bytes == other.predicted_bytes
+
+
+@pytest.mark.parametrize("side", [16, 4000])
+def test_a_limit_below_one_patch_is_refused_with_the_smallest_that_works(tmp_path: Path, side: int) -> None:
+    frames = [Frames(ArrayImage(np.zeros((side, side), np.uint8), "YX"), 2)]
+
+    def refuse(budget: int) -> None:
+        runner = executor(tmp_path, budget)
+        held = pool_bytes(frames, data_limit(runner))
+        check_fits(plan_step(Architecture(), MaskingSettings(), (16, 16), 4, runner, held), held, whole_bytes(frames))
+
+    with pytest.raises(OutOfMemoryError, match="does not fit") as refused:
+        refuse(MIB)
+    refuse(refused.value.needed)
+    with pytest.raises(OutOfMemoryError):
+        refuse(int(0.99 * refused.value.needed))
 
 
 def test_the_peak_is_that_since_the_start_and_survives_the_memory_being_freed() -> None:

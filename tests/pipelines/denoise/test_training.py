@@ -19,6 +19,7 @@ from safelight.core.events import EventLog
 from safelight.core.execute import Executor
 from safelight.core.memory import VirtualDevice
 from safelight.core.plan import Corrections
+from safelight.pipelines.denoise.footprint import plan_step
 from safelight.pipelines.denoise.frames import ArrayImage, Frames
 from safelight.pipelines.denoise.masking import MaskingSettings, line
 from safelight.pipelines.denoise.network import Architecture
@@ -117,17 +118,15 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("in_ring", [False, True], ids=["whole frames", "ring of crops"])
-def test_a_killed_training_ends_with_the_same_bits(start: Start, tmp_path: Path, in_ring: bool) -> None:
+def test_a_killed_training_ends_with_the_same_bits(
+    start: Start, tmp_path: Path, in_ring: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = noisy(200, 260)
+    if in_ring:
+        monkeypatch.setattr("safelight.pipelines.denoise.footprint.DATA_SHARE", 1e-6)
 
     def training() -> Training:
-        executor = Executor(
-            CPU,
-            EventLog(),
-            memory_limit=200_000 if in_ring else None,
-            corrections=Corrections(tmp_path / "corrections"),
-        )
-        started = start(image, executor=executor)
+        started = start(image)
         assert started.pool.whole is not in_ring
         return started
 
@@ -227,10 +226,47 @@ def test_running_out_of_memory_trains_on_in_smaller_parts(start: Start, tmp_path
     executor = Executor(
         CPU, events, virtual=VirtualDevice(fail_at=[40]), corrections=Corrections(tmp_path / "corrections")
     )
-    trained = start(executor=executor).run()
+    training = start(executor=executor)
+    trained = training.run()
     assert [event.data["size"] for event in events if event.key == "micro_batch"] == [2]
+    assert training.at_once == 2
+    assert training.peak_bytes is None, "that of the parts that did not fit would mislead the next plan"
     assert trained.losses.steps == [2, 4, 6]
     assert np.isfinite(trained.losses.training).all()
+
+
+def limited(tmp_path: Path, patches: int) -> Executor:
+    """Return an executor with memory for a few patches of the small training."""
+    corrections = Corrections(tmp_path / "corrections")
+    settings = SHORT["batch_size"], Executor(CPU, EventLog(), corrections=corrections)
+    cost = plan_step(SMALL, MaskingSettings(percent=1), (16, 16), *settings, data_bytes=4 * 40 * 48).cost
+    return Executor(CPU, EventLog(), memory_limit=cost.bytes(patches), corrections=corrections)
+
+
+def test_a_memory_limit_trains_in_parts_from_the_first_step(start: Start, tmp_path: Path) -> None:
+    executor = limited(tmp_path, 2)
+    training = start(executor=executor)
+    shapes: list[int] = []
+    training._forward.register_forward_hook(lambda network, inputs, output: shapes.append(len(inputs[0])))
+    training.run()
+    assert shapes == [2] * 12
+    (event,) = [event for event in executor.events if event.key == "training_in_parts"]
+    assert event.data == {"size": 2, "batch": 4}
+    assert training.at_once == training.plan.rows
+    assert training.plan.predicted_bytes <= executor.budget.bytes
+
+
+def test_a_resumed_training_keeps_its_parts(start: Start, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "training.checkpoint"
+
+    def kill(epoch: Epoch) -> None:
+        raise KilledError
+
+    expected = start(executor=limited(tmp_path, 2)).run()
+    with pytest.raises(KilledError):
+        start(executor=limited(tmp_path, 2)).run(checkpoint, kill)
+    resumed = start().run(checkpoint)
+    assert torch.equal(resumed.last.weights["last.weight"], expected.last.weights["last.weight"])
 
 
 def test_the_model_stores_the_data_s_normalisation(start: Start) -> None:

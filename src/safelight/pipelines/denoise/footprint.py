@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from safelight.core.device import Device
+from safelight.core.errors import OutOfMemoryError
 from safelight.core.execute import Executor
 from safelight.core.plan import Plan
 from safelight.pipelines.denoise.masking import BlindSpots, MaskingSettings
@@ -20,8 +21,14 @@ from safelight.pipelines.denoise.network import Architecture, UNet
 _COPIES_OF_WEIGHTS = 5
 """The network's own, Adam's two moments, the average of the weights, and the best average so far."""
 
+DATA_SHARE = 0.4
+"""Of the budget, what the training data may take; the rest is for the step."""
+
 _LIBRARIES = 24 * 2**20
 """What oneDNN's code, autograd's threads and the like take on the CPU at their first use, measured."""
+
+_OVERHEAD = 1.15
+"""Peak of a step over that of its tensors on the CPU, where the allocator leaves gaps; 1.1 to 1.5 were measured."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,39 @@ def plan_step(
         network = UNet(architecture)
     kept = data_bytes + (_LIBRARIES if executor.device.is_cpu else 0)
     step = TrainingStep(network, masking, patch, batch, kept)
-    return executor.plan(step, Batch(batch, (architecture.channels, *patch)))
+    overhead = _OVERHEAD if executor.device.is_cpu else 1.0
+    return executor.plan(step, Batch(batch, (architecture.channels, *patch)), overhead)
+
+
+def data_limit(executor: Executor) -> int:
+    """Return how many bytes the training data may take on the device."""
+    return int(executor.budget.bytes * DATA_SHARE)
+
+
+def check_fits(plan: Plan, held_bytes: int, whole_bytes: int) -> None:
+    """Refuse a training of which not even one patch at a time fits.
+
+    Parameters
+    ----------
+    plan : Plan
+        From ``plan_step``.
+    held_bytes, whole_bytes : int
+        What of the training data was to be held on the device, and all of them.
+
+    Raises
+    ------
+    OutOfMemoryError
+        Says the smallest budget that would do. With it more of the data is held as well.
+    """
+    if plan.fits:
+        return
+    step = plan.smallest_bytes - held_bytes
+    raise OutOfMemoryError(
+        f"{plan.kernel} at a time does not fit, even in parts of one",
+        needed=step + min(whole_bytes, math.ceil(step * DATA_SHARE / (1 - DATA_SHARE))),
+        allowed=plan.budget.bytes,
+        remedy="a higher --memory-limit, or a smaller --patch-size or --features",
+    )
 
 
 class PeakMemory:

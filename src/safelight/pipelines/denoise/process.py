@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from safelight.core.errors import InputError
-from safelight.core.execute import Measured
 from safelight.core.files import digest
 from safelight.core.pipeline import Context, Item, Prepared, Record
-from safelight.core.plan import Corrections, Plan
+from safelight.core.plan import Plan
 from safelight.formats.microscopy import Conversion, ImageFile, create_image, open_image, to_dtype
 from safelight.pipelines.denoise.comparison import compare_with_clean, find_clean
+from safelight.pipelines.denoise.footprint import data_limit
 from safelight.pipelines.denoise.frames import Frames, Slices
 from safelight.pipelines.denoise.inspection import look_closer
 from safelight.pipelines.denoise.items import MODEL, ImageItem, Target, choose_target, model_path
@@ -34,7 +34,7 @@ from safelight.pipelines.denoise.preview import Preview
 from safelight.pipelines.denoise.report import LOSSES, PREVIEW
 from safelight.pipelines.denoise.sampling import pool_bytes
 from safelight.pipelines.denoise.setup import Setup, choose_setup
-from safelight.pipelines.denoise.training import Epoch, Trained, Training, data_limit, patch_shape
+from safelight.pipelines.denoise.training import Epoch, Trained, Training, patch_shape
 
 BEST_MODEL = "model_best.safetensors"
 CHECKPOINT = "training.checkpoint"
@@ -52,7 +52,8 @@ def train_model(items: Sequence[Item], options: RunOptions | TrainOptions, conte
         preview = Preview(folder / PREVIEW, training.first_image, training.patch, context.device)
         context.events.info("preview", file=str(preview.path))
         trained = training.run(checkpoint, lambda epoch: _tell(epoch, preview, context))
-    _learn_memory(training, context)
+    if training.peak_bytes is not None:
+        context.executor.learn(training.plan, training.at_once, torch.float32, training.peak_bytes)
     _say_training(trained, training, context)
     trained.last.save(folder / "model_last.safetensors")
     trained.best.save(folder / BEST_MODEL)
@@ -186,16 +187,6 @@ def _tell(epoch: Epoch, preview: Preview, context: Context) -> None:
     context.progress(
         epoch.share, 1.0, "training_progress", step=epoch.step, loss=losses.training[-1], held_out=losses.validation[-1]
     )
-
-
-def _learn_memory(training: Training, context: Context) -> None:
-    """Keep what training really took: for the record, and for the plans of the runs to come."""
-    plan, measured = training.plan, training.peak_bytes
-    if measured is None:
-        return
-    context.executor.measured.append(Measured(plan.kernel, plan.device, plan.rows, plan.predicted_bytes, measured))
-    ratio = measured / plan.dry_run.bytes(plan.rows)
-    Corrections().put(plan.kernel, torch.float32, plan.dry_run.input_row, context.device, ratio)
 
 
 def _say_training(trained: Trained, training: Training, context: Context) -> None:

@@ -66,9 +66,14 @@ class Moments:
         return np.flatnonzero(np.sqrt(self.squares / np.maximum(self.count, 1)) <= smallest).tolist()
 
 
+def whole_bytes(images: Sequence[Frames]) -> int:
+    """Return what all of the images take as float32."""
+    return 4 * sum(math.prod(image.shape) for image in images)
+
+
 def pool_bytes(images: Sequence[Frames], limit_bytes: int) -> int:
     """Return what a pool of images takes at most on the device: all of them, or the ring's limit."""
-    whole = 4 * sum(math.prod(image.shape) for image in images)
+    whole = whole_bytes(images)
     return whole if whole <= limit_bytes else min(limit_bytes, MOST_RING_BYTES)
 
 
@@ -117,7 +122,7 @@ class Pool:
         self._generator = torch.Generator().manual_seed(seed)
         self._oldest = 0
         most = pool_bytes(images, limit_bytes)
-        self.whole = most == 4 * sum(math.prod(image.shape) for image in images)
+        self.whole = most == whole_bytes(images)
         if self.whole:
             self._places = [
                 (number, sample, *(0 for _ in image.spatial))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import math
 import pickle
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,16 +23,14 @@ from safelight.core.events import Value
 from safelight.core.execute import Executor
 from safelight.core.files import atomic_write
 from safelight.core.options import Seconds, Settings
-from safelight.pipelines.denoise.footprint import PeakMemory, plan_step
+from safelight.pipelines.denoise.allocator import keep_freed_memory, release_freed_memory
+from safelight.pipelines.denoise.footprint import PeakMemory, check_fits, data_limit, plan_step
 from safelight.pipelines.denoise.frames import Frames
 from safelight.pipelines.denoise.masking import BlindSpots, Masker, MaskingSettings
 from safelight.pipelines.denoise.model import DenoiseModel, Normalisation
 from safelight.pipelines.denoise.network import Architecture, UNet
-from safelight.pipelines.denoise.sampling import PatchSampler, Pool, Symmetries, pool_bytes
+from safelight.pipelines.denoise.sampling import PatchSampler, Pool, Symmetries, pool_bytes, whole_bytes
 from safelight.pipelines.denoise.schedule import default_steps, learning_rate_at
-
-DATA_SHARE = 0.4
-"""Of the budget, what the training data may take; the rest is for the step."""
 
 
 class TrainingSettings(Settings):
@@ -119,11 +115,6 @@ def patch_shape(images: Sequence[Frames], architecture: Architecture, wanted: in
     return patch
 
 
-def data_limit(executor: Executor) -> int:
-    """Return how many bytes the training data may take on the device."""
-    return int(executor.budget.bytes * DATA_SHARE)
-
-
 class Training:
     """One network being trained on a pool of noisy images.
 
@@ -144,6 +135,8 @@ class Training:
     ----------
     plan : Plan
         Of a step's memory, the data included.
+    at_once : int
+        Patches of a micro-batch: as many as the plan allows, fewer after memory ran out.
     peak_bytes : int or None
         What the training took at most, known when it has run; None where it cannot be told.
 
@@ -151,6 +144,8 @@ class Training:
     ------
     InputError
         The images are constant, empty of finite values, or smaller than a patch.
+    OutOfMemoryError
+        Not even one patch at a time fits.
     """
 
     def __init__(
@@ -176,9 +171,10 @@ class Training:
         self._device, self._executor = device, executor
         where = device.torch_device
         most_data = data_limit(executor)
-        self.plan = plan_step(
-            architecture, masking, self.patch, settings.batch_size, executor, pool_bytes(images, most_data)
-        )
+        held = pool_bytes(images, most_data)
+        self.plan = plan_step(architecture, masking, self.patch, settings.batch_size, executor, held)
+        check_fits(self.plan, held, whole_bytes(images))
+        self.at_once = self.plan.rows
         self._peak = PeakMemory(device)
         self.peak_bytes: int | None = None
         crop = tuple(4 * side for side in self.patch)
@@ -199,7 +195,7 @@ class Training:
         self._averaged = self._new_network().eval()
         self._tensors = _floating(self._network)
         self._averages = _floating(self._averaged)
-        _keep_freed_memory()
+        keep_freed_memory()
         parameters = list(self._network.parameters())
         self._optimizer = torch.optim.Adam(
             parameters, settings.learning_rate, betas=(0.9, 0.99), fused=device.kind in ("cpu", "cuda")
@@ -229,8 +225,10 @@ class Training:
         """
         if checkpoint is not None and checkpoint.exists():
             self._restore(checkpoint)
+        if self.at_once < self.settings.batch_size:
+            self._executor.events.info("training_in_parts", size=self.at_once, batch=self.settings.batch_size)
         self._started = time.monotonic() - self.seconds
-        first = self.step_number
+        first, parts = self.step_number, self.at_once
         while self.share < 1:
             steps = self._run_epoch()
             self._look(steps)
@@ -240,8 +238,9 @@ class Training:
                 self._save(checkpoint)
             if on_epoch is not None:
                 on_epoch(Epoch(self.step_number, self.share, self.seconds, self.losses, self.model))
-        if self.step_number > first:
+        if self.step_number > first and self.at_once == parts:  # else it is that of parts that did not fit
             self.peak_bytes = self._peak.bytes()
+        release_freed_memory()
         return Trained(self.model(), self._model_of(self._best), self.losses, self.pool.has_gaps)
 
     def step(self) -> None:
@@ -253,7 +252,10 @@ class Training:
         def loss_of(start: int, stop: int) -> Tensor:
             return spots.loss_sum(self._predict(self._forward, spots.visible[start:stop]), start, stop) / hidden
 
-        self._total += self._executor.step(loss_of, self.settings.batch_size, self._optimizer.zero_grad)
+        loss, self.at_once = self._executor.step(
+            loss_of, self.settings.batch_size, self._optimizer.zero_grad, self.at_once
+        )
+        self._total += loss
         self._optimizer.step()
         self.step_number += 1
         self._average()
@@ -315,8 +317,8 @@ class Training:
         """Read the losses: the only time per epoch that waits for the device."""
         with torch.no_grad():
             total = torch.zeros((), device=self._device.torch_device)
-            for start in range(0, self.settings.validation_patches, self.settings.batch_size):
-                part = slice(start, start + self.settings.batch_size)
+            for start in range(0, self.settings.validation_patches, self.at_once):
+                part = slice(start, start + self.at_once)
                 prediction = self._predict(self._averaged, self._validation.visible[part])
                 total += self._validation.loss_sum(prediction, start, part.stop)
         both = torch.stack((self._total / steps, total / self._validation.weights.sum()))
@@ -376,6 +378,7 @@ class Training:
             "generator": self._generator.get_state(),
             "pool": self.pool.state(),
             "step": self.step_number,
+            "at_once": self.at_once,
             "seconds": self.seconds,
             "losses": asdict(self.losses),
             "best": self._best,
@@ -407,6 +410,7 @@ class Training:
         self._optimizer.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"])
         self.pool.restore(state["pool"])
+        self.at_once = min(self.at_once, state["at_once"])  # batch normalisation would see other parts
         self.step_number, self.seconds = state["step"], state["seconds"]
         self.losses = Losses(**state["losses"])
         self._best, self._best_loss = state["best"], state["best_loss"]
@@ -415,17 +419,3 @@ class Training:
 def _floating(network: UNet) -> list[Tensor]:
     """Return the weights and the running statistics, not the counters, as they are in the network."""
     return [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory for the next step.
-
-    By default it gives every large block back to the kernel and takes page faults to get it again: a fifth of the
-    time of a step on the CPU.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL("libc.so.6")
-    trim_threshold, mmap_threshold = -1, -3  # malloc.h
-    libc.mallopt(mmap_threshold, 32 * 2**20)
-    libc.mallopt(trim_threshold, 512 * 2**20)
