@@ -67,11 +67,11 @@ def over_views(points: Tensor, features: Tensor) -> Tensor:
     Tensor
         (samples, n, 3 + 3·channels).
     """
-    # In float64, or the last bit decides where vertices go whose hypotheses fall on whole pixels. Not var_mean: over so
-    # few values it takes six times as long.
+    # Summed in float64: the last bit decides where a vertex goes whose hypotheses fall on whole pixels. Not var_mean:
+    # over so few values it takes six times as long.
     mean = features.mean(dim=1, dtype=torch.float64)
-    spread = ((features - mean[:, None]).square().mean(dim=1) + SPREAD).sqrt()
-    return torch.cat([points, features.amax(dim=1), mean.to(points.dtype), spread.to(points.dtype)], dim=-1)
+    variance = (features - mean[:, None]).square().mean(dim=1).to(points.dtype)
+    return torch.cat([points, features.amax(dim=1), mean.to(points.dtype), (variance + SPREAD).sqrt()], dim=-1)
 
 
 def _interpolated(values: Tensor, pixels: Tensor, rule: Bilinear) -> Tensor:
