@@ -103,7 +103,7 @@ def run_ours(folder: Path, interpolation: str, exact: bool) -> dict[str, Any]:
             found = coordinate_map(transform, rows, shape[1], image.shape)
             coordinates, error = found.coordinates, max(error, found.error)
         mapping += time.perf_counter() - began
-        result[slice(*rows)] = resample(coordinates, bordered, interpolation)[:, 0, 0].numpy()
+        result[slice(*rows)] = resample(coordinates, bordered, interpolation)[:, 0].numpy()
     seconds = time.perf_counter() - start
     np.save(folder / "result.npy", result)
     return {"seconds": seconds, "mapping": mapping, "extra": peak_bytes() - before, "told": error}
@@ -209,7 +209,7 @@ def without_sip(folder: Path) -> np.ndarray:
     image, wcs, grid, shape = read_input(folder)
     wcs.sip, wcs.wcs.ctype = None, ["RA---TAN", "DEC--TAN"]
     coordinates = CoordinateSource(sky_transform(grid, wcs, image.shape), shape, image.shape).read(0, shape[0])
-    return np.asarray(resample(coordinates, with_border(torch.from_numpy(image)[None]))[:, 0, 0])
+    return np.asarray(resample(coordinates, with_border(torch.from_numpy(image)[None]))[:, 0])
 
 
 def agreement(result: np.ndarray, reference: np.ndarray) -> str:

@@ -27,9 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from safelight.core.kernel import Kernel, KernelInfo, Sample
+from safelight.kernels.rejection import positions_of
 
 Interpolation = Literal["bilinear", "bicubic", "lanczos3"]
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
+
+BLOCK_PIXELS = 1 << 16
+"""Pixels that are computed at a time: what a processor's cache holds. More only takes more memory, also on a GPU."""
 
 BORDER = 3
 LEAST_VALID_WEIGHT = 0.5
@@ -57,30 +61,34 @@ def resample(coordinates: Tensor, bordered: Tensor, interpolation: Interpolation
     Returns
     -------
     Tensor
-        (rows, 2, channels, width) in the image's dtype. ``[:, 0]`` are the values; ``[:, 1]`` is the sum of the
-        squared weights, by which the variance of independent source pixels is multiplied. NaN where there is no value.
+        (rows, channels, width) in the image's dtype, NaN where there is no value; a view.
     """
     rows, _, width = coordinates.shape
-    channels = bordered.shape[0]
-    first, fraction_y, fraction_x = _locate(coordinates, bordered)
-    result = bordered.new_empty((rows, 2, channels, width))
-    for channel, plane in enumerate(bordered.flatten(1)):
-        read = _Reader(plane, first, bordered.shape[2])
-        value, factor = _bilinear(read, fraction_y, fraction_x)
-        if interpolation != "bilinear":
-            weights = _WEIGHTS[interpolation]
-            wider, wider_factor = _separable(read, weights(fraction_y), weights(fraction_x))
-            factor = torch.where(wider.isnan(), factor, wider_factor)
-            value = torch.where(wider.isnan(), value, wider)
-        result[:, 0, channel] = value.view(rows, width)
-        result[:, 1, channel] = factor.view(rows, width)
-    return result
+    planes = bordered.new_full((bordered.shape[0], rows * width), torch.nan)
+    step = rows_of_block(width)
+    starts = range(0, rows, step)
+    for start in starts[:1] if coordinates.is_meta else starts:  # all blocks take as much memory as the first
+        block = slice(start * width, (start + step) * width)
+        _fill(planes[:, block], coordinates[start : start + step], bordered, interpolation)
+    return planes.view(-1, rows, width).transpose(0, 1)
 
 
-def resampling(image: Tensor, interpolation: Interpolation = "bilinear") -> Kernel:
-    """Return ``resample`` of one image (channels, height, width) as a kernel over the output's coordinates."""
+def rows_of_block(width: int) -> int:
+    """Return how many rows are computed at a time."""
+    return max(BLOCK_PIXELS // width, 1)
+
+
+def resampling(image: Tensor, width: int, interpolation: Interpolation = "bilinear") -> Kernel:
+    """Return ``resample`` of one image (channels, height, width) as a kernel over coordinates of a width.
+
+    Any number of rows gives the same bits. One block is the least that is worth while, and the least from which a dry
+    run can tell what further rows take.
+    """
     return Kernel(
-        f"resample_{interpolation}", partial(resample, interpolation=interpolation), constants=(with_border(image),)
+        f"resample_{interpolation}",
+        partial(resample, interpolation=interpolation),
+        constants=(with_border(image),),
+        alignment=rows_of_block(width),
     )
 
 
@@ -107,7 +115,17 @@ def area_factor(coordinates: Tensor) -> Tensor:
 
 
 class _Reader:
-    """One plane's pixels around every position."""
+    """One plane's pixels around every position.
+
+    Parameters
+    ----------
+    plane : Tensor
+        The bordered plane, flat.
+    first : Tensor
+        Where the 6 × 6 pixels around each position start in it.
+    stride : int
+        Pixels in a bordered row.
+    """
 
     def __init__(self, plane: Tensor, first: Tensor, stride: int) -> None:
         self._plane, self._first, self._stride = plane, first, stride
@@ -116,54 +134,67 @@ class _Reader:
         """Return the pixel ``row``, ``column`` (−2 to 3) after the one at or before the position."""
         return self._plane[(row + 2) * self._stride + column + 2 :].index_select(0, self._first)
 
+    def at(self, positions: Tensor) -> _Reader:
+        """Return a reader for some of the positions."""
+        return _Reader(self._plane, self._first.index_select(0, positions), self._stride)
 
-def _locate(coordinates: Tensor, bordered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where each position's 6 × 6 pixels start in the flat image, and the fractions of its y and x."""
+
+def _fill(planes: Tensor, coordinates: Tensor, bordered: Tensor, interpolation: Interpolation) -> None:
+    """Write the values at a block of coordinates into (channels, pixels); what has none is left."""
     height, width = (size - 2 * BORDER for size in bordered.shape[1:])
-    whole_y, fraction_y = _split(coordinates[:, 0].reshape(-1), height)
-    whole_x, fraction_x = _split(coordinates[:, 1].reshape(-1), width)
-    first = (whole_y.long() + (BORDER - 2)) * bordered.shape[2] + (whole_x.long() + (BORDER - 2))
-    return first, fraction_y.to(bordered.dtype), fraction_x.to(bordered.dtype)
+    y, x = coordinates.unbind(1)
+    pixels = positions_of((_is_near(y, height) & _is_near(x, width)).flatten())
+    whole_y, y = _split(y.flatten().index_select(0, pixels), bordered.dtype)
+    whole_x, x = _split(x.flatten().index_select(0, pixels), bordered.dtype)
+    first = (whole_y + (BORDER - 2)) * bordered.shape[2] + (whole_x + (BORDER - 2))
+    weights_y, weights_x = _WEIGHTS[interpolation](y), _WEIGHTS[interpolation](x)
+    for into, plane in zip(planes, bordered.flatten(1), strict=True):
+        read = _Reader(plane, first, bordered.shape[2])
+        values = _separable(read, weights_y, weights_x)
+        holed = positions_of(values.isnan())
+        near_holes = _bilinear_of_valid(read.at(holed), y.index_select(0, holed), x.index_select(0, holed))
+        into.index_copy_(0, pixels, values.index_copy_(0, holed, near_holes))
 
 
-def _split(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the whole and the fractional part; NaN and what is far outside goes where there is no valid pixel."""
-    position = position.nan_to_num(nan=-1.0).clamp(-_BEYOND, size - 1 + _BEYOND)
+def _is_near(position: Tensor, size: int) -> Tensor:
+    """Return where there may be a value along an axis; NaN is nowhere."""
+    return (position > -_BEYOND) & (position < size - 1 + _BEYOND)
+
+
+def _split(position: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the whole and the fractional part."""
     whole = position.floor()
-    return whole, position - whole
+    return whole.long(), (position - whole).to(dtype)
 
 
-def _bilinear(read: _Reader, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    total, mass, squares = (torch.zeros_like(y) for _ in range(3))
-    for row, weight_y in enumerate((1 - y, y)):
-        for column, weight_x in enumerate((1 - x, x)):
-            value = read(row, column)
-            invalid = value.isnan()
-            weight = (weight_y * weight_x).masked_fill_(invalid, 0)
-            total += value.masked_fill_(invalid, 0).mul_(weight)
-            mass += weight
-            squares += weight.square_()
-    mass.masked_fill_(mass < LEAST_VALID_WEIGHT, torch.nan)
-    return total.div_(mass), squares.div_(mass.square_())
-
-
-def _separable(read: _Reader, weights_y: list[Tensor], weights_x: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the weighted sum and the sum of squared weights; the sum is NaN where any pixel in reach is invalid."""
+def _separable(read: _Reader, weights_y: list[Tensor], weights_x: list[Tensor]) -> Tensor:
+    """Return the weighted sum; NaN where any pixel in reach is invalid."""
     first = 1 - len(weights_y) // 2
     total = torch.zeros_like(weights_y[0])
     for row, weight_y in enumerate(weights_y, start=first):
         line = torch.zeros_like(total)
         for column, weight_x in enumerate(weights_x, start=first):
-            line += read(row, column).mul_(weight_x)
-        total += line.mul_(weight_y)
-    return total, _sum_of_squares(weights_y) * _sum_of_squares(weights_x)
-
-
-def _sum_of_squares(weights: list[Tensor]) -> Tensor:
-    total = torch.zeros_like(weights[0])
-    for weight in weights:
-        total += weight.square()
+            line.addcmul_(read(row, column), weight_x)
+        total.addcmul_(line, weight_y)
     return total
+
+
+def _bilinear_of_valid(read: _Reader, y: Tensor, x: Tensor) -> Tensor:
+    """Return the weighted mean of those of the next four pixels that are valid."""
+    total, mass = torch.zeros_like(y), torch.zeros_like(y)
+    for row, weight_y in enumerate(_linear(y)):
+        for column, weight_x in enumerate(_linear(x)):
+            value = read(row, column)
+            invalid = value.isnan()
+            weight = (weight_y * weight_x).masked_fill_(invalid, 0)
+            total += value.masked_fill_(invalid, 0).mul_(weight)
+            mass += weight
+    return total.div_(mass.masked_fill_(mass < LEAST_VALID_WEIGHT, torch.nan))
+
+
+def _linear(t: Tensor) -> list[Tensor]:
+    """Return the weights of the pixels 0 and 1 for positions t past pixel 0."""
+    return [1 - t, t]
 
 
 def _catmull_rom(t: Tensor) -> list[Tensor]:
@@ -191,7 +222,7 @@ def _lanczos3(t: Tensor) -> list[Tensor]:
     return [weight / total for weight in weights]
 
 
-_WEIGHTS = {"bicubic": _catmull_rom, "lanczos3": _lanczos3}
+_WEIGHTS = {"bilinear": _linear, "bicubic": _catmull_rom, "lanczos3": _lanczos3}
 
 
 def _map(height: int, width: int) -> np.ndarray:
@@ -219,16 +250,16 @@ def _from_image(coordinates: Tensor, image: Tensor, interpolation: Interpolation
 
 def _resample_oracle(coordinates: np.ndarray, image: np.ndarray, interpolation: str) -> np.ndarray:
     reach = {"bilinear": 1, "bicubic": 2, "lanczos3": 3}[interpolation]
-    result = np.full((coordinates.shape[0], 2, image.shape[0], coordinates.shape[2]), np.nan)
+    result = np.full((coordinates.shape[0], image.shape[0], coordinates.shape[2]), np.nan)
     for row, column in np.ndindex(*coordinates.shape[::2]):
         if np.isfinite(coordinates[row, :, column]).all():
             y, x = coordinates[row, :, column]
             for channel, plane in enumerate(image):
-                result[row, :, channel, column] = _value_oracle(plane, y, x, reach)
+                result[row, channel, column] = _value_oracle(plane, y, x, reach)
     return result
 
 
-def _value_oracle(plane: np.ndarray, y: float, x: float, reach: int) -> tuple[float, float]:
+def _value_oracle(plane: np.ndarray, y: float, x: float, reach: int) -> float:
     rows, columns = (np.arange(math.floor(at) + 1 - reach, math.floor(at) + 1 + reach) for at in (y, x))
     weights = np.outer(_weights_oracle(rows - y, reach), _weights_oracle(columns - x, reach))
     inside = np.outer((rows >= 0) & (rows < plane.shape[0]), (columns >= 0) & (columns < plane.shape[1]))
@@ -237,9 +268,7 @@ def _value_oracle(plane: np.ndarray, y: float, x: float, reach: int) -> tuple[fl
     if reach > 1 and not valid.all():
         return _value_oracle(plane, y, x, 1)
     mass = weights[valid].sum()
-    if mass < 0.5:
-        return np.nan, np.nan
-    return (weights[valid] * values[valid]).sum() / mass, (weights[valid] ** 2).sum() / mass**2
+    return float((weights[valid] * values[valid]).sum() / mass) if mass >= 0.5 else math.nan
 
 
 def _weights_oracle(distance: np.ndarray, reach: int) -> np.ndarray:

@@ -33,6 +33,6 @@ def plan(item: Item, options: RunOptions, context: Context) -> tuple[Plan, ...]:
         samples = torch.empty(first.height, first.colours, first.width, len(frames))
         constants = tuple(torch.empty(len(frames), first.colours) for _ in range(_CONSTANTS))
     return (
-        context.executor.plan(resampling(image, options.interpolation), TensorSource(coordinates)),
+        context.executor.plan(resampling(image, first.width, options.interpolation), TensorSource(coordinates)),
         context.executor.plan(stacking(constants, options, first.width), TensorSource(samples)),
     )

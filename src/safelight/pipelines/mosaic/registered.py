@@ -84,14 +84,14 @@ class RegisteredFrame:
 
 
 class _RegisteredSink:
-    """Appends rows (rows, 2, channels, width), values first, to a scratch file."""
+    """Appends rows (rows, channels, width) to a scratch file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     def write(self, start: int, stop: int, result: Tensor) -> None:
         """Take rows ``start`` to ``stop``, in order."""
-        self._file.write(result[:, 0].contiguous().numpy().tobytes())
+        self._file.write(result.contiguous().numpy().data)
 
 
 def register_frame(
@@ -116,7 +116,7 @@ def register_frame(
     source = CoordinateSource(sky_transform(group.wcs, frame.wcs, size), group.shape, size)
     try:
         with path.open("wb") as file:
-            executor.map(resampling(image, interpolation), source, _RegisteredSink(file))
+            executor.map(resampling(image, group.shape[1], interpolation), source, _RegisteredSink(file))
     except OSError as error:
         raise output_error(path, error) from error
     shape = (group.shape[0], len(image), group.shape[1])
