@@ -30,6 +30,7 @@ import psutil
 import tifffile
 import torch
 
+from machine import ROOT, command, commit, hardware
 from safelight.core.events import as_value
 from safelight.core.files import atomic_write
 from safelight.core.options import parse_seconds
@@ -37,7 +38,6 @@ from safelight.kernels.gaussian import gaussian_filter
 from safelight.kernels.metrics import high_pass_ratio, psnr, range_of, scale_invariant_psnr, ssim
 
 BENCH = Path(__file__).resolve().parent
-ROOT = BENCH.parent
 PEERS = BENCH / "peers"
 PEER_ENVIRONMENT = ROOT / ".venv-careamics"
 CAREAMICS = "careamics==0.3.5"
@@ -149,16 +149,10 @@ def _kept(options: argparse.Namespace, settings: Mapping[str, Any]) -> dict[str,
 
 
 def _environment() -> dict[str, str]:
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        cpu = models[0] if models else cpu
-    memory = psutil.virtual_memory().total / 2**30
     return {
-        "machine": f"{os.cpu_count()} cores of {cpu}, {memory:.0f} GiB",
+        "machine": hardware(),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "command": " ".join(["python", "bench/denoise.py", *sys.argv[1:]]),
+        "command": command("bench/denoise.py"),
     }
 
 
@@ -210,7 +204,12 @@ def _run(contender: Contender, scene: Scene, options: argparse.Namespace) -> Run
         seconds = None if "steps" in contender.options else options.time_budget
         task = {"options": dict(contender.options), "seconds": seconds, "threads": options.threads}
         (folder / "task.json").write_text(json.dumps(task))
-        environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "CUDA_VISIBLE_DEVICES": ""}
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(options.threads),
+            "CUDA_VISIBLE_DEVICES": "",
+            "SAFELIGHT_CACHE": str(folder / "cache"),  # plans are those of a first run
+        }
         with (folder / "errors.txt").open("w+") as errors:
             child = subprocess.run([python, contender.script, folder], env=environment, stderr=errors, check=False)
             errors.seek(0)
@@ -218,15 +217,8 @@ def _run(contender: Contender, scene: Scene, options: argparse.Namespace) -> Run
                 raise SystemExit(f"{contender.name} failed with status {child.returncode}:\n{errors.read()[-4000:]}")
         result: Run = json.loads((folder / "result.json").read_text())
         denoised = [np.load(path) for path in sorted((folder / "denoised").iterdir())]
-    facts = {"finished": f"{datetime.now():%Y-%m-%d %H:%M}", "commit": _commit(), "load_before": load}
+    facts = {"finished": f"{datetime.now():%Y-%m-%d %H:%M}", "commit": commit(), "load_before": load}
     return {**result, **_quality(denoised, scene), **facts}
-
-
-def _commit() -> str:
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return described.stdout.strip() or "unknown"
 
 
 def _peer_python() -> Path:

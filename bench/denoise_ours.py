@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from safelight.core.device import select
@@ -59,8 +58,6 @@ def main() -> None:
         setup = choose_setup(items, images, options, events)
         frames = [Frames(image, setup.architecture.dims) for image in images]
         training = Training(frames, setup.architecture, setup.masking, setup.training, device, executor)
-        plan = setup.plan(training.patch, executor)
-        resident = psutil.Process().memory_info().rss
         cpu_before = time.process_time()
         trained = training.run(on_epoch=Progress())
         cpu_seconds = time.process_time() - cpu_before
@@ -76,8 +73,8 @@ def main() -> None:
             "cpu_seconds": cpu_seconds,
             "predict_seconds": predicting,
             "peak_bytes": peak,
-            "planned_bytes": plan.predicted_bytes,
-            "grown_bytes": peak - resident,
+            "planned_bytes": training.plan.predicted_bytes,
+            "grown_bytes": training.peak_bytes,
             "parameters": sum(tensor.numel() for tensor in trained.last.network().parameters()),
             "sampling_share": sampling_share(training),
             "setup": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import datetime
@@ -17,14 +18,24 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def describe(script: str) -> list[str]:
     """Return the lines of a heading: command, machine, versions, commit and how busy the machine is."""
-    memory = psutil.virtual_memory().total / 2**30
     load = psutil.getloadavg()[0]
     return [
-        f"- {' '.join(['python', script, *sys.argv[1:]])}",
-        f"- {os.cpu_count()} cores of {_processor()}, {memory:.0f} GiB; {platform.system()} {platform.release()}",
+        f"- {command(script)}",
+        f"- {hardware()}; {platform.system()} {platform.release()}",
         f"- Python {platform.python_version()}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)",
         f"- {datetime.now():%Y-%m-%d}; commit {commit()}; load average at the start {load:.1f}",
     ]
+
+
+def command(script: str) -> str:
+    """Return the command that was typed."""
+    return shlex.join(["python", script, *sys.argv[1:]])
+
+
+def hardware() -> str:
+    """Return how many cores of which processor there are, and how much memory."""
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{os.cpu_count()} cores of {_processor()}, {memory:.0f} GiB"
 
 
 def commit() -> str:
