@@ -10,7 +10,7 @@ from torch import Tensor
 
 from safelight.core.kernel import KernelInfo, Sample
 from safelight.kernels.combine import combine
-from safelight.kernels.rejection import Rejection
+from safelight.kernels.rejection import Rejection, positions_of
 
 LAYERS = ("image", "weight", "variance", "n_eff", "count")
 """What is blended, in this order: see ``combine.Combined``."""
@@ -33,14 +33,30 @@ def coadd(layers: Tensor, rejection: Rejection) -> Tensor:
         (Σw)²/Σ(w²/n); the number of frames Σn. Where there is no stack the image and the variance are NaN, the
         others 0.
     """
-    image, weight, variance, n_eff, count = layers.unbind(1)
+    image, weight, *_ = layers.unbind(1)
+    used = (weight > 0) & ~image.isnan()
+    blended = torch.where(used[:, None], layers, 0).sum(
+        -1
+    )  # right where there is one stack, which is nearly everywhere
+    stacks = used.sum(-1)
+    for unknown in ("image", "variance"):
+        blended[:, LAYERS.index(unknown)].masked_fill_(stacks == 0, torch.nan)
+    planes = blended.transpose(0, 1).flatten(1)
+    shared = positions_of((stacks > 1).flatten())
+    planes.index_copy_(1, shared, _blend(layers.movedim((-1, 1), (0, 1)).flatten(2).index_select(2, shared), rejection))
+    return planes.view(-1, *stacks.shape).transpose(0, 1)
+
+
+def _blend(layers: Tensor, rejection: Rejection) -> Tensor:
+    """Return the mean (5, pixels) of stacks (stacks, 5, pixels)."""
+    image, weight, variance, n_eff, count = layers.movedim(0, -1)
     image = image.masked_fill(weight <= 0, torch.nan)
     blended = combine(image, weight, variance.nan_to_num(0).sqrt(), rejection=rejection)
     # The same samples are rejected whatever they weigh, so other weights add up over the same survivors.
     squares = combine(image, weight.square() / n_eff.clamp(min=1), rejection=rejection).weight
     frames = combine(image, count, rejection=rejection).weight
     effective = torch.where(blended.weight > 0, blended.weight.square() / squares, 0)
-    return torch.stack([blended.image, blended.weight, blended.variance, effective, frames], dim=1)
+    return torch.stack([blended.image, blended.weight, blended.variance, effective, frames])
 
 
 def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:

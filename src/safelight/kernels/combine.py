@@ -110,6 +110,20 @@ def combine(
     return Combined(*planes.unbind())
 
 
+def pixels_of_block(n: int) -> int:
+    """Return how many pixels of n samples are computed at a time."""
+    return max(BLOCK_PIXELS, BLOCK_SAMPLES // n)
+
+
+def rows_of_block(width: int, n: int) -> int:
+    """Return how many rows of n samples per pixel are computed at a time.
+
+    A kernel aligned to them takes the same bits from any number of rows. They are the least that is worth while, also
+    where hundreds of frames leave no room for more, and the least from which a dry run can tell what more rows take.
+    """
+    return max(pixels_of_block(n) // width, 1)
+
+
 def _combine_planes(
     samples: Tensor,
     weights: Tensor | None,
@@ -126,8 +140,8 @@ def _combine_planes(
     planes = samples.new_empty((len(PLANES), *samples.shape[:-1]))
     flat = planes.view(len(PLANES), -1)
     width = math.prod(samples.shape[1:-1])
-    block_pixels = max(BLOCK_PIXELS, BLOCK_SAMPLES // n)
-    step = max(block_pixels // width, 1)
+    block_pixels = pixels_of_block(n)
+    step = rows_of_block(width, n)
     starts = range(0, samples.shape[0], step)
     waiting = _Waiting(flat, rejection, statistic)
     for start in starts[:1] if samples.is_meta else starts:  # all blocks take as much memory as the first

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from safelight.core.kernel import Kernel
 from safelight.kernels.coadd import LAYERS, coadd
+from safelight.kernels.combine import rows_of_block
 from safelight.kernels.feather import block_of, feather_weights, reach_of_rows
 from safelight.kernels.matching import Overlap, match_tiles, match_values, overlap_of
 from safelight.kernels.rejection import Rejection
@@ -146,16 +147,16 @@ class TilesSource:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return the rows of all tiles."""
-        block = torch.zeros((stop - start, *self.shape))
-        block[:, LAYERS.index("image")] = torch.nan
+        block = torch.zeros((len(self.tiles), stop - start, *self.shape[:-1]))  # tile after tile: written fastest
+        block[:, :, LAYERS.index("image")] = torch.nan
         top, _, left, right = self.window
         rows = (top + start, top + stop, left, right)
         for number, tile in enumerate(self.tiles):
             if (common := common_window(rows, tile.window)) is not None:
                 y0, y1, x0, x1 = common
-                part = block[y0 - rows[0] : y1 - rows[0], :, :, x0 - left : x1 - left, number]
+                part = block[number, y0 - rows[0] : y1 - rows[0], :, :, x0 - left : x1 - left]
                 part.copy_(self._layers(number, common))
-        return block
+        return block.movedim(0, -1)
 
     def _layers(self, number: int, window: Window) -> Tensor:
         """Return a tile's layers (rows, layers, channels, width) in a window of the canvas."""
@@ -208,10 +209,11 @@ def common_window(first: Window, second: Window) -> Window | None:
     return (y0, y1, x0, x1) if y1 > y0 and x1 > x0 else None
 
 
-def coadd_kernel(rejects: bool) -> Kernel:
-    """Return the kernel that blends rows of all tiles; with rejection where three or more overlap."""
+def coadd_kernel(shape: tuple[int, ...], rejects: bool) -> Kernel:
+    """Return the kernel that blends rows (layers, channels, width, tiles); with rejection where three or more overlap."""
     rejection = Rejection("winsorized_sigma_clip" if rejects else "none")
-    return Kernel("coadd", partial(coadd, rejection=rejection))
+    _, channels, width, tiles = shape
+    return Kernel("coadd", partial(coadd, rejection=rejection), alignment=rows_of_block(channels * width, tiles))
 
 
 def _overlaps(tiles: Sequence[Tile], a: int, b: int) -> list[Overlap]:

@@ -41,12 +41,11 @@ def blend_one_by_one(source: TilesSource, sink: Sink, path: Path, executor: Exec
         The scratch file cannot be written, for instance because the disk is full.
     """
     layers, channels, width, tiles = source.shape
-    kernel = coadd_kernel(rejects=False)
     blended = _blank(path, (source.extent, layers, channels, width))
     for number in range(tiles):
         addition = _Addition.of(source, number, blended)
         if addition is not None:
-            executor.map(kernel, addition, addition)
+            executor.map(coadd_kernel(addition.shape, rejects=False), addition, addition)
     for start in range(0, source.extent, BAND_ROWS):
         rows = torch.from_numpy(np.array(blended[start : start + BAND_ROWS]))
         sink.write(start, start + len(rows), rows)

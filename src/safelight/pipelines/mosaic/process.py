@@ -172,7 +172,7 @@ def assemble(item: Item, options: RunOptions, context: Context, prepared: tuple[
                 with scratch_folder(context.folder / SCRATCH / item.name) as scratch:
                     blend_one_by_one(source, sink, scratch / "blended.raw", context.executor)
             else:
-                context.executor.map(coadd_kernel(rejects=True), source, sink)
+                context.executor.map(coadd_kernel(source.shape, rejects=True), source, sink)
         noise = float(np.median([record.details["noise"] for record in records.values()]))
         seams = _audit_seams(tiles, overlaps, coefficients, noise)
     preview = context.folder / PREVIEW

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from safelight.core.execute import Executor
@@ -59,11 +60,11 @@ class RegisteredFrame:
     noise: tuple[float, ...]
     fwhm: float
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Return rows, (stop − start, channels, width) float32."""
-        row = self.shape[1] * self.shape[2]
-        block = np.fromfile(self.path, np.float32, (stop - start) * row, offset=start * row * 4)
-        return block.reshape(stop - start, *self.shape[1:])
+    def read_into(self, rows: NDArray[np.float32], start: int) -> None:
+        """Fill (rows, channels, width) from row ``start`` on."""
+        with self.path.open("rb") as file:
+            file.seek(start * rows[0].nbytes)
+            file.readinto(rows.data)
 
     def channel(self, number: int) -> np.ndarray:
         """Return one channel, (rows, width)."""

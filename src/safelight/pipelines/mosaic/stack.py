@@ -12,7 +12,7 @@ from torch import Tensor
 
 from safelight.core.errors import InputError
 from safelight.core.kernel import Kernel
-from safelight.kernels.combine import BLOCK_PIXELS, BLOCK_SAMPLES, PLANES, Statistic, combine
+from safelight.kernels.combine import PLANES, Statistic, combine, rows_of_block
 from safelight.kernels.normalisation import frame_weights, normalise_to
 from safelight.kernels.rejection import Rejection
 from safelight.pipelines.mosaic.options import RunOptions
@@ -38,10 +38,10 @@ class StackSource:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return the rows of all frames."""
-        block = np.empty((stop - start, *self.shape), np.float32)
-        for number, frame in enumerate(self.frames):
-            block[..., number] = frame.read(start, stop)
-        return torch.from_numpy(block)
+        block = np.empty((len(self.frames), stop - start, *self.shape[:-1]), np.float32)
+        for frame, rows in zip(self.frames, block, strict=True):
+            frame.read_into(rows, start)
+        return torch.from_numpy(block).movedim(0, -1)  # frame after frame in memory: written and sorted fastest
 
 
 def stack_kernel(frames: Sequence[RegisteredFrame], options: RunOptions) -> Kernel:
@@ -80,10 +80,7 @@ def stacking(constants: tuple[Tensor, ...], options: RunOptions, width: int) -> 
         Of a row.
     """
     function = partial(stack_rows, rejection=rejection_of(options), statistic=statistic_of(options))
-    # Any number of rows gives the same bits. One block of ``combine`` is the least that is worth while, also where
-    # hundreds of frames leave no room for more, and the least from which a dry run can tell what further rows take.
-    rows = max(BLOCK_PIXELS, BLOCK_SAMPLES // len(constants[0])) // width
-    return Kernel("stack", function, constants, alignment=max(rows, 1))
+    return Kernel("stack", function, constants, alignment=rows_of_block(width, len(constants[0])))
 
 
 def stack_rows(
