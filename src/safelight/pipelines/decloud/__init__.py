@@ -3,9 +3,30 @@
 from __future__ import annotations
 
 from safelight.core.pipeline import Command, Pipeline, deferred
-from safelight.pipelines.decloud.options import ConvertOptions
+from safelight.pipelines.decloud.options import ConvertOptions, TestOptions
 
 _ROOM = "safelight.pipelines.decloud"
+
+TEST = Command(
+    name="test",
+    help="""Score a network on images whose cloud-free counterpart is known, beside the cloudy images themselves.
+
+    The folder then holds a report with pictures and tables by region, band and cloud cover, and the record. A bad image
+    is named and left out; a stopped run goes on where it was.
+
+    Example: safelight decloud test --data sen12mscr --weights w.safetensors --model-name baseline
+    """,
+    Options=TestOptions,
+    folder=lambda options: options.out,
+    find_items=deferred(f"{_ROOM}.items:find_triplets"),
+    prepare=deferred(f"{_ROOM}.process:prepare_test"),
+    process=deferred(f"{_ROOM}.process:test"),
+    plan=deferred(f"{_ROOM}.process:plan_test"),
+    summarise=deferred(f"{_ROOM}.process:summarise_test"),
+    report=deferred(f"{_ROOM}.report:write_report"),
+    positional=(),
+    without_result=frozenset({"data", "table", "split", "weights", "profile"}),
+)
 
 CONVERT = Command(
     name="convert",
@@ -23,5 +44,5 @@ CONVERT = Command(
 PIPELINE = Pipeline(
     name="decloud",
     help="Remove clouds from Sentinel-2 with the help of Sentinel-1 (GLF-CR): patches and whole scenes.",
-    commands=(CONVERT,),
+    commands=(TEST, CONVERT),
 )

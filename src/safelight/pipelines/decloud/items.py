@@ -5,7 +5,15 @@ from __future__ import annotations
 from safelight.core.errors import InputError, UsageError
 from safelight.core.pipeline import Found, Item
 from safelight.formats.weights import SAFETENSORS
-from safelight.pipelines.decloud.options import ConvertOptions
+from safelight.pipelines.decloud.options import ConvertOptions, TestOptions
+from safelight.pipelines.decloud.triplets import read_data_set
+
+
+def find_triplets(options: TestOptions) -> Found:
+    """Find the triplets of the split to test on; all of them where the data set has none of that split."""
+    data = read_data_set(options.data, options.table)
+    chosen = data.of(options.split) or data.triplets
+    return Found(tuple(Item(triplet.name, triplet.paths, triplet) for triplet in chosen), data.refused)
 
 
 def find_checkpoint(options: ConvertOptions) -> Found:

@@ -1,0 +1,102 @@
+"""What a remote-sensing analyst types, with good and with bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from safelight.pipelines.decloud.model import CloudModel
+from safelight.pipelines.decloud.network import GLFCR, Architecture
+from sentinel import write_triplet
+
+TINY = Architecture(features=8, growth=8, stages=1, layers=2)
+
+
+def decloud(folder: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SAFELIGHT_LANG": "en", "SAFELIGHT_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-m", "safelight", "decloud", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == status, done.stderr
+    return done
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        CloudModel(TINY, GLFCR(TINY).state_dict()).save(tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors"
+
+
+def test_a_data_set_is_scored_and_its_bad_images_are_named(tmp_path: Path, weights: Path) -> None:
+    data = tmp_path / "data"
+    for seed, name in enumerate(("a.tif", "b.tif", "c.tif")):
+        write_triplet(data, name, seed=seed)
+    (data / "s1" / "c.tif").write_bytes(b"II*\0 damaged")
+    lines = [f"3,s1,s2,s2_cloudy,{name}" for name in ("a.tif", "b.tif", "c.tif", "d.tif", "../../e.tif")]
+    (data / "data.csv").write_text("\n".join(lines))
+    arguments = ["test", "--data", "data", "--weights", weights.name, "--crop-size", "48", "--model-name", "m 1"]
+    done = decloud(tmp_path, *arguments, "--notes", "first", status=1)
+    for name in ("c.tif: it cannot be read", "d.tif: there is no such file", "leads out of the folder"):
+        assert name in done.stderr
+    assert "a: PSNR" in done.stderr
+
+    record = json.loads((tmp_path / "decloud_test" / "run.json").read_text())
+    assert [item["name"] for item in record["items"]] == ["a", "b"]
+    assert [entry["name"] for entry in record["failed"]] == ["c"]
+    metrics = [item["metrics"] for item in record["items"]]
+    for name in ("psnr", "ssim", "ssim_centred", "mae", "sam", "psnr_cloudy", "psnr_clear"):
+        mean = sum(found[name] for found in metrics) / 2
+        assert record["averages"][f"avg_{name}"] == pytest.approx(mean)
+        assert f"avg_identity_{name}" in record["averages"]
+    assert set(record["items"][0]["details"]["bands"]) >= {"B1", "B8A", "B12"}
+    assert (tmp_path / "decloud_test" / "report.html").stat().st_size > 10_000
+    assert len(list((tmp_path / "decloud_test" / "pictures").glob("*.png"))) == 6
+    with (tmp_path / "results" / "results_summary.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["model_name"], row["notes"]) == ("m 1", "first")
+    assert float(row["avg_psnr"]) == pytest.approx(record["averages"]["avg_psnr"])
+    assert len(list((tmp_path / "results").glob("result_m_1_*.json"))) == 1
+
+
+def test_operations_are_counted_on_request(tmp_path: Path, weights: Path) -> None:
+    write_triplet(tmp_path / "data", "ROIs1_spring_9_p1.tif")
+    (tmp_path / "data" / "data.csv").write_text("1,s1,s2,s2_cloudy,ROIs1_spring_9_p1.tif")
+    arguments = ["test", "--data", "data", "--weights", weights.name, "--crop-size", "32"]
+    done = decloud(tmp_path, *arguments, "--profile")
+    assert "GLF-CR: " in done.stderr
+    assert " GFLOP, " in done.stderr
+    assert "No image of the data set is in the split test" in done.stderr
+    assert "Already done" in decloud(tmp_path, *arguments).stderr
+
+
+def test_a_checkpoint_is_converted(tmp_path: Path) -> None:
+    state = GLFCR(Architecture()).state_dict()
+    torch.save({"network": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "net.pth")
+    decloud(tmp_path, "convert", "net.pth", "w.safetensors")
+    model = CloudModel.load(tmp_path / "w.safetensors")
+    assert torch.equal(model.weights["GFF.0.weight"], state["GFF.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["convert", "none.pth", "w2.safetensors"], "none.pth: there is no such file of weights"),
+        (["convert", "w.safetensors", "w.pth"], "models are .safetensors files"),
+        (["test", "--data", "none", "--weights", "w.safetensors"], "none: there is no such folder"),
+        (["test", "--data", ".", "--weights", "w.safetensors", "--crop-size", "100"], "--crop-size"),
+        (["test", "--data", ".", "--weights", "w.safetensors"], "nothing usable was found"),
+    ],
+)
+def test_bad_arguments_get_one_clear_error(tmp_path: Path, weights: Path, arguments: list[str], problem: str) -> None:
+    done = decloud(tmp_path, *arguments, "--quiet", status=2 if "--crop-size" in problem or ".saf" in problem else 1)
+    assert problem in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("safelight:")]) == 1
