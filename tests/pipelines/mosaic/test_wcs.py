@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -154,6 +155,21 @@ def test_many_threads_may_use_one_wcs() -> None:
         for ra, dec in pool.map(lambda _: pixel_to_sky(wcs, *points), range(32)):
             assert np.array_equal(ra, expected[0])
             assert np.array_equal(dec, expected[1])
+
+
+@pytest.mark.parametrize("distorted", ["SIP", "TPV", "relative"])
+def test_a_wcs_goes_to_another_process_to_the_last_bit(distorted: str) -> None:
+    tpv = {name: value for name, value in CARDS.items() if name[:2] not in ("A_", "B_")}
+    tpv |= {"CTYPE1": "RA---TPV", "CTYPE2": "DEC--TPV", "PV1_1": 1.0, "PV2_1": 1.0, "PV1_4": 1e-4 / 3}
+    exact = {"CRVAL1": 192.7 + 1 / 3, "CRPIX2": 623 + 1 / 7, "CD1_1": -2e-3 / 3}
+    made = {
+        "SIP": lambda: solution(**exact, A_2_0=-1e-5 / 7),
+        "TPV": lambda: celestial_wcs(tpv | exact),
+        "relative": lambda: relative_wcs(WIDTH, HEIGHT, 4 / 3),
+    }[distorted]()
+    sent = pickle.loads(pickle.dumps(made))  # noqa: S301 - made here
+    assert np.array_equal(pixel_to_sky(sent, *grid().T), pixel_to_sky(made, *grid().T))
+    assert sent.to_header(relax=True).tostring() == made.to_header(relax=True).tostring()
 
 
 def test_separation_is_precise_everywhere() -> None:

@@ -6,15 +6,17 @@ Pixels are 0-based, (0, 0) is the centre of the first; right ascension and decli
 
 from __future__ import annotations
 
+import copyreg
 import re
 import threading
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from astropy.io.fits import Card, Header, VerifyError
-from astropy.wcs import WCS, NoConvergence, WcsError
+from astropy.wcs import WCS, NoConvergence, Sip, WcsError
 from numpy.typing import NDArray
 
 from safelight.core.errors import InputError
@@ -291,6 +293,32 @@ def _with_cd(cards: Header) -> Header:
 def _own(wcs: WCS) -> WCS:
     with _copying:
         return wcs.deepcopy()
+
+
+def _parts(wcs: WCS) -> tuple[Any, ...]:
+    """Return how to make an equal WCS in another process: a header, and what the header rounds."""
+    sip = wcs.sip
+    distortion = None if sip is None else (sip.a, sip.b, sip.ap, sip.bp, sip.crpix)
+    exact = {"crval": np.array(wcs.wcs.crval), "crpix": np.array(wcs.wcs.crpix), "cd": wcs.pixel_scale_matrix}
+    return _of_parts, (_with_cd(wcs.to_header(relax=True)).tostring(), exact, distortion, wcs.pixel_shape)
+
+
+def _of_parts(
+    header: str,
+    exact: Mapping[str, Floats],
+    distortion: tuple[Floats | None, ...] | None,
+    pixel_shape: tuple[int, int] | None,
+) -> WCS:
+    wcs = WCS(Header.fromstring(header), naxis=2, fix=False)
+    for name, value in exact.items():
+        setattr(wcs.wcs, name, value)
+    wcs.sip = None if distortion is None else Sip(*distortion)
+    wcs.pixel_shape = pixel_shape
+    wcs.wcs.set()
+    return wcs
+
+
+copyreg.pickle(WCS, _parts)
 
 
 def _tangent_axes(ra0: float, dec0: float) -> Floats:
