@@ -23,7 +23,9 @@ def _write_commands(page: Path) -> None:
     pipelines = {name: point.load() for name, point in registered().items()}
     commands = [(name, command.name) for name, pipeline in pipelines.items() for command in pipeline.commands]
     page.parent.mkdir(exist_ok=True)
-    page.write_text("\n".join(map(_section, [*commands, ("plan",), ("doctor",), ("history",), ("demo",)])), "utf-8")
+    page.write_text(
+        "\n".join(map(_section, [*commands, ("plan",), ("settings",), ("doctor",), ("history",), ("demo",)])), "utf-8"
+    )
 
 
 def _section(command: tuple[str, ...]) -> str:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from safelight.core.errors import UsageError
+from safelight.core.pipeline import Command, Pipeline
 
 GROUP = "safelight.pipelines"
 
@@ -11,3 +15,21 @@ def registered() -> dict[str, EntryPoint]:
     """Return the entry point of every pipeline by name, sorted; of two with one name, the first."""
     points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
     return {point.name: point for point in reversed(points)}
+
+
+def find(pipeline: str, command: str) -> tuple[Pipeline, Command[Any]]:
+    """Return a job by its names.
+
+    Raises
+    ------
+    UsageError
+        There is none; names those that there are.
+    """
+    points = registered()
+    if pipeline not in points:
+        raise UsageError(f"there is no pipeline {pipeline!r}", expected=", ".join(sorted(points)))
+    owner: Pipeline = points[pipeline].load()
+    commands = {each.name: each for each in owner.commands}
+    if command not in commands:
+        raise UsageError(f"there is no job {pipeline} {command!r}", expected=", ".join(commands))
+    return owner, commands[command]

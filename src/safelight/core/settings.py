@@ -107,7 +107,7 @@ class Gathered(Generic[OptionsT]):
     def say(self, events: EventLog) -> None:
         """Say which settings came from where, and what was not used."""
         for event in self.said:
-            events.emit(event.key, event.severity, **event.data)
+            events.add(event)
 
     def _in_words(self, problems: Iterable[Any]) -> UsageError:
         errors = [self._explain(problem) for problem in problems]
@@ -148,8 +148,8 @@ def gather(
     names = {name: public for public, name in public_names(command.Options).items()}
     told = {name: Setting(value, flag(names[name])) for name, value in given.items()}
     variables = _from_environment(command, environment)
-    config = told.get(CONFIG, variables.get(CONFIG))
-    file = _File() if config is None else _from_file(pipeline, command, Path(config.value))
+    config = {**variables, **told}.get(CONFIG, Setting(None, "")).value
+    file = _from_file(pipeline, command, Path(config)) if isinstance(config, str | Path) else _File()
     settings = {**file.settings, **variables, **told}
     said = (*file.said, *_origins(file, variables, settings), *_slips(command, environment))
     return Gathered(command, settings, said, file.document)

@@ -50,10 +50,10 @@ def read_table(path: Path, pipeline: Pipeline, command: Command[Any]) -> tuple[d
         raise UsageError(f"{pipeline.name}.{command.name} is {toml(own)}", path=path, expected="a table")
     job = f"{pipeline.name} {command.name}"
     slips = [name for name in tables if get_close_matches(name, [pipeline.name])]
-    _demand_known(slips, [pipeline.name], job, "", path)
-    _demand_known(flat, names, job, "", path)
-    _demand_known(jobs, [each.name for each in pipeline.commands], job, f"{pipeline.name}.", path)
-    _demand_known(own, names, job, f"{pipeline.name}.{command.name}.", path)
+    demand_known(slips, [pipeline.name], job, path=path)
+    demand_known(flat, names, job, path=path)
+    demand_known(jobs, [each.name for each in pipeline.commands], job, f"{pipeline.name}.", path)
+    demand_known(own, names, job, f"{pipeline.name}.{command.name}.", path)
     others = [name for name in tables if name != pipeline.name]
     others += [f"{pipeline.name}.{name}" for name in jobs if name != command.name]
     return {**flat, **own}, tuple(others)
@@ -111,16 +111,28 @@ def toml(value: object) -> str:
     return str(value)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"is not TOML: {error}", path=path, expected='lines such as: memory_limit = "2GiB"') from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=path, remedy="check --config") from error
+def demand_known(
+    settings: Iterable[str], names: Collection[str], job: str, table: str = "", path: Path | None = None
+) -> None:
+    """Raise an error if a setting is unknown.
 
+    Parameters
+    ----------
+    settings : iterable of str
+    names : collection of str
+        Those that are known.
+    job : str
+        Whose settings they are, for instance ``mosaic run``.
+    table : str
+        Stands before the setting's name, for instance ``mosaic.run.``
+    path : Path, optional
+        The file that holds them.
 
-def _demand_known(settings: Iterable[str], names: Collection[str], job: str, table: str, path: Path) -> None:
+    Raises
+    ------
+    UsageError
+        Names the setting and those that are like it.
+    """
     for name in settings:
         if name not in names:
             raise UsageError(
@@ -129,6 +141,15 @@ def _demand_known(settings: Iterable[str], names: Collection[str], job: str, tab
                 expected=" or ".join(get_close_matches(name, names)),
                 remedy=f"safelight settings {job}, for a file with all of them",
             )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"is not TOML: {error}", path=path, expected='lines such as: memory_limit = "2GiB"') from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", path=path, remedy="check --config") from error
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
