@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from safelight.pipelines.mesh.cameras import LEGACY_FOCAL, Cameras, orbiting
-from safelight.pipelines.mesh.networks import CoarseNetwork, FineNetwork, Variant
+from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork, Variant
 from safelight.pipelines.mesh.template import Template, make_template
 
 HYPOTHESES = 43
@@ -91,8 +91,8 @@ def test_coarse_network(template: Template, images: Tensor, cameras: Cameras, pa
 
 @torch.no_grad()
 def test_fine_network(images: Tensor, cameras: Cameras, pack: Path, reference: Arrays, published: Arrays) -> None:
-    network = weighted(FineNetwork(), pack, "stage2")
-    assert isinstance(network, FineNetwork)
+    network = weighted(RefineNetwork(), pack, "stage2")
+    assert isinstance(network, RefineNetwork)
     maps = network.maps(images)
     points = torch.from_numpy(reference["tf_coords3"])[None]
 
@@ -113,31 +113,31 @@ def test_fine_network(images: Tensor, cameras: Cameras, pack: Path, reference: A
 def test_both_networks_in_a_row(
     template: Template, images: Tensor, cameras: Cameras, pack: Path, reference: Arrays
 ) -> None:
-    coarse, fine = weighted(CoarseNetwork(template), pack, "stage1"), weighted(FineNetwork(), pack, "stage2")
-    assert isinstance(fine, FineNetwork)
+    coarse, refine = weighted(CoarseNetwork(template), pack, "stage1"), weighted(RefineNetwork(), pack, "stage2")
+    assert isinstance(refine, RefineNetwork)
     points = coarse(images, cameras)[-1]
-    _, refined = fine(points, fine.maps(images), cameras)
+    _, refined = refine(points, refine.maps(images), cameras)
     assert (errors(refined, reference["tf_blk2"]) <= 1e-5).mean() >= 0.985
 
 
 @torch.no_grad()
 def test_encoder_on_design_b_images(template: Template, design_b_images: Tensor, pack: Path, reference: Arrays) -> None:
     coarse = weighted(CoarseNetwork(template), pack, "stage1").get_submodule("cnn")
-    fine = weighted(FineNetwork(), pack, "stage2").get_submodule("cnn")
+    refine = weighted(RefineNetwork(), pack, "stage2").get_submodule("cnn")
     (coarsest,) = coarse(design_b_images[0], range(5, 6))
-    (third,) = fine(design_b_images[0], range(2, 3))
+    (third,) = refine(design_b_images[0], range(2, 3))
     np.testing.assert_allclose(coarsest[:, ::8], reference["seed_feat_s1_x5"], atol=2e-5)
     np.testing.assert_allclose(third[:, ::8, ::4, ::4], reference["seed_feat_s2_x2"], atol=2e-5)
 
 
 @torch.no_grad()
 def test_design_b(template: Template, design_b_images: Tensor, cameras: Cameras, pack: Path, reference: Arrays) -> None:
-    coarse, fine = CoarseNetwork(template, DESIGN_B), FineNetwork(DESIGN_B)
+    coarse, refine = CoarseNetwork(template, DESIGN_B), RefineNetwork(DESIGN_B)
     weighted(coarse, pack, "stage1")
-    weighted(fine, pack, "stage2")
+    weighted(refine, pack, "stage2")
     assert errors(coarse(design_b_images, cameras)[-1], reference["seed_coords3"]).max() <= 1e-5
     points = torch.from_numpy(reference["seed_coords3"])[None]
-    _, refined = fine(points, fine.maps(design_b_images), cameras)
+    _, refined = refine(points, refine.maps(design_b_images), cameras)
     assert errors(refined, reference["seed_blk2"]).max() <= 1e-5
 
 

@@ -1,4 +1,4 @@
-"""The places around a vertex that the fine network scores: an icosphere and its centre."""
+"""The places around a vertex that the refining network scores: an icosphere and its centre."""
 
 from __future__ import annotations
 

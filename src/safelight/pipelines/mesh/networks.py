@@ -25,7 +25,7 @@ from safelight.pipelines.mesh.template import Template
 WIDTH = 192
 """Features of hidden layers."""
 COARSE_SCALES = range(2, 6)
-FINE_SCALES = range(3)
+REFINE_SCALES = range(3)
 _LAYERS = (14, 14, 15)
 """Graph convolutions of the coarse network's blocks."""
 _LAST_RESIDUAL = 12
@@ -42,13 +42,13 @@ class Variant(Settings):
     unpool_first: bool = Field(
         False, description="Coarse network: subdivide before features are looked up, not after (Design B)."
     )
-    signed_scores: bool = Field(False, description="Fine network: no ReLU on the scores (Design B).")
+    signed_scores: bool = Field(False, description="Refining network: no ReLU on the scores (Design B).")
     border_sampling: bool = Field(
-        False, description="Fine network: the common bilinear rule, also at whole pixels and edges (Design B)."
+        False, description="Refining network: the common bilinear rule, also at whole pixels and edges (Design B)."
     )
     unit_origin: bool = Field(
         False,
-        description="Fine network: cameras at distance 1, and the first camera's frame taken for the world (Design B).",
+        description="Refining network: cameras at distance 1, the first one's frame taken for the world (Design B).",
     )
 
 
@@ -122,7 +122,7 @@ class CoarseNetwork(nn.Module):
         return over_views(points, nearest(maps, pixels, views if self.variant.own_views else views * 0))
 
 
-class FineNetwork(nn.Module):
+class RefineNetwork(nn.Module):
     """Moves vertices of any mesh to where the views agree.
 
     Parameters
@@ -137,14 +137,14 @@ class FineNetwork(nn.Module):
         super().__init__()
         self.variant = variant or Variant()
         self.cnn = Encoder()
-        seen = 3 + 3 * sum(CHANNELS[scale] for scale in FINE_SCALES)
+        seen = 3 + 3 * sum(CHANNELS[scale] for scale in REFINE_SCALES)
         self.drb1, self.drb2 = Reasoning(seen, self.variant), Reasoning(seen, self.variant)
         for name, values in zip(("offsets", "support"), hypotheses(), strict=True):
             self.register_buffer(name, torch.from_numpy(values).float(), persistent=False)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Return the maps that points are looked up in, (samples, views, height, width, channels) each."""
-        return encode(self.cnn, images, FINE_SCALES)
+        return encode(self.cnn, images, REFINE_SCALES)
 
     def forward(self, points: Tensor, maps: Sequence[Tensor], cameras: Cameras) -> tuple[Tensor, Tensor]:
         """Move vertices twice; each by itself, so any part of them can be done alone.
@@ -262,7 +262,7 @@ def _deform(x: Tensor, layers: nn.ModuleList, support: nn.Module) -> tuple[Tenso
 
 
 def _unit_origin_pixels(cameras: Cameras, points: Tensor) -> Tensor:
-    """Return where Design B's fine network takes points to be in each view, (samples, views, n, 2)."""
+    """Return where Design B's refining network takes points to be in each view, (samples, views, n, 2)."""
     nearer = replace(cameras, origin=functional.normalize(cameras.origin, dim=-1))
     seen = nearer.in_view(points.double())
     seen[..., 2].clamp_(max=_NEAREST_DEPTH)

@@ -62,10 +62,13 @@ class Template:
     ----------
     coordinates : array
         (vertices, 3) of the first level, in the frame of the first camera.
+    walked : array
+        (faces, 3) of the first level in the order, and turned as, they were given: midpoints are numbered by them.
     levels : tuple of Level
     """
 
     coordinates: Floats
+    walked: Indices
     levels: tuple[Level, ...]
 
     @cached_property
@@ -96,7 +99,7 @@ def make_template(coordinates: NDArray[np.floating], faces: NDArray[np.integer])
         The mesh is not closed, or is no manifold.
     """
     vertices = len(coordinates)
-    walked = np.asarray(faces, np.int64)
+    first = walked = np.asarray(faces, np.int64)
     turned = oriented(np.asarray(coordinates, np.float64), walked)
     levels = []
     for _ in range(LEVELS):
@@ -105,7 +108,7 @@ def make_template(coordinates: NDArray[np.floating], faces: NDArray[np.integer])
         numbers = _Midpoints(vertices, edges)
         walked, turned = _children(walked, numbers), _turned_children(turned, numbers)
         vertices += len(edges)
-    return Template(np.asarray(coordinates, np.float64), tuple(levels))
+    return Template(np.asarray(coordinates, np.float64), first, tuple(levels))
 
 
 def ellipsoid() -> Template:

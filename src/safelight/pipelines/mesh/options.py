@@ -1,0 +1,73 @@
+"""Every option of ``mesh``, with unit, bounds and default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from safelight.core.options import CommonOptions
+
+MESH_SUFFIXES = (".glb", ".obj", ".ply", ".xyz")
+Frame = Literal["camera", "world"]
+
+
+def _field(panel: str, default: Any, description: str, **bounds: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"panel": panel}, **bounds)
+
+
+class ViewOptions(CommonOptions):
+    """Photographs of one object and where they were taken from."""
+
+    views: tuple[Path, ...] = Field(min_length=1, description="Photographs of one object, the first one leads.")
+    cameras: Path = Field(
+        description="Their cameras: azimuth, elevation, yaw, distance, field of view in a row of text per view, "
+        "or a transforms.json."
+    )
+    weights: tuple[Path, ...] = Field(
+        min_length=1, description="Weights of both stages, in one file or in two ('mesh convert' makes them)."
+    )
+    out: Path = Field(description="The mesh to write: .glb, .obj, .ply or .xyz.")
+
+    focal: float | None = _field(
+        "Cameras",
+        None,
+        "Focal length in pixels of a picture of 224 × 224; by default what the weights were trained with.",
+        gt=0,
+    )
+    frame: Frame = _field(
+        "Mesh", "camera", "Where the mesh is: in the frame of the first camera as published, or upright in the world."
+    )
+
+    def run_folder(self) -> Path:
+        """Return the folder that the run owns."""
+        return self.out.with_name(f"{self.out.stem}_run")
+
+
+class PredictOptions(ViewOptions):
+    """From photographs to a mesh."""
+
+
+class RefineOptions(ViewOptions):
+    """Move the vertices of a mesh to where the views agree."""
+
+    input: Path = Field(description="The mesh, in the frame of the first camera.")
+
+
+class ConvertOptions(CommonOptions):
+    """From a checkpoint to a file of weights."""
+
+    input: Path = Field(
+        description="A TensorFlow checkpoint (.index beside .data), an .npz, or a checkpoint of PyTorch."
+    )
+    out: Path = Field(description="The safetensors file to write.")
+    template: Path | None = Field(
+        None,
+        description="The mesh that the coarse stage was trained with: any closed mesh, or the published .dat or .npz.",
+    )
+    focal: float = Field(248.0, gt=0, description="Focal length in pixels that it was trained with; 248 as published.")
+
+    def run_folder(self) -> Path:
+        """Return the folder that the run owns."""
+        return self.out.with_name(f"{self.out.stem}_run")
