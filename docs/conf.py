@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 from safelight import __version__
+from safelight.cli import run
 from safelight.core.registry import registered
 
 project = "Safelight"
@@ -18,20 +21,26 @@ myst_heading_anchors = 2
 exclude_patterns = ["_build"]
 
 
-def _write_commands(page: Path) -> None:
-    """Write the page of every command's ``--help``, anew at each build: so the guide cannot lag behind."""
-    pipelines = {name: point.load() for name, point in registered().items()}
-    commands = [(name, command.name) for name, pipeline in pipelines.items() for command in pipeline.commands]
-    page.parent.mkdir(exist_ok=True)
-    page.write_text(
-        "\n".join(map(_section, [*commands, ("plan",), ("settings",), ("doctor",), ("history",), ("demo",)])), "utf-8"
-    )
+def setup(app: Sphinx) -> None:
+    """Write the page of commands anew at each build: so the guide cannot lag behind."""
+    app.connect("builder-inited", lambda _: _write_commands())
+
+
+def commands_page() -> str:
+    """Return what ``--help`` says of every command, as Markdown."""
+    pipelines = [point.load() for point in registered().values()]
+    jobs = [(pipeline.name, command.name) for pipeline in pipelines for command in pipeline.commands]
+    return "\n".join(map(_section, [*jobs, ("plan",), ("settings",), ("doctor",), ("history",), ("demo",)]))
+
+
+def _write_commands() -> None:
+    folder = Path(__file__).parent / "_build"
+    folder.mkdir(exist_ok=True)
+    (folder / "commands.md").write_text(commands_page(), "utf-8")
 
 
 def _section(command: tuple[str, ...]) -> str:
-    arguments = [sys.executable, "-m", "safelight", *command, "--help"]
-    shown = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
-    return f"## safelight {' '.join(command)}\n\n```text\n{shown}```\n"
-
-
-_write_commands(Path(__file__).parent / "_build" / "commands.md")
+    shown = StringIO()
+    with redirect_stdout(shown):
+        run([*command, "--help"])
+    return f"## safelight {' '.join(command)}\n\n```text\n{shown.getvalue()}```\n"
