@@ -70,7 +70,8 @@ def find_items(options: VerifyOptions) -> Found:
         scene_lines = tuple(own)
         outputs = [inside(folder, path) for line in scene_lines for path in _outputs(line)]
         frames = {line[role]: inside(dataset, line[role]) for line in scene_lines for role in ("gt", "noisy")}
-        items.append(Item(scene, (*frames.values(), *outputs), VerifiedScene(dataset, scene_lines)))
+        inputs = (folder / MANIFEST, *frames.values(), *outputs)
+        items.append(Item(scene, inputs, VerifiedScene(dataset, scene_lines)))
     return Found(tuple(items))
 
 
@@ -176,7 +177,10 @@ def _crop_problems(
         yield f"the mask of the crop at {[x, y]} is not what the manifest says"
     for name, frame, (top, left) in (("gt", gt, (y + shift[0], x + shift[1])), ("noisy", noisy, (y, x))):
         path = inside(folder, crop[name])
-        mosaic = frame.mosaic[top : top + height, left : left + width]
+        mosaic = frame.mosaic[max(top, 0) : top + height, max(left, 0) : left + width]
+        if mosaic.shape != (height, width):
+            yield f"{crop[name]} is not inside its frame"
+            continue
         tile = moved(tile_of(frame.pattern), (top, left))
         if path.suffix in COLOUR_SUFFIXES:
             expected = linear_rgb(mosaic, frame, tile).transpose(2, 0, 1)
