@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
     take(folder / "lights", Camera(pattern="GRBG"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        (whole_run,) = (example for example in EXAMPLES if "run_command" in example)
+        (whole_run,) = (example for example in EXAMPLES if "safelight.run(" in example)
         names: dict[str, object] = {}
         exec(whole_run, names)
     assert names["outcome"].exit_status == 0
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 def test_the_other_examples_run_too(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     for example in EXAMPLES:
-        if "run_command" not in example:
+        if "safelight.run(" not in example:
             exec(example, {})
     *middle, stacked = capsys.readouterr().out.splitlines()
     ra, dec = re.findall(r"\d+\.\d+", middle[-1])
