@@ -102,7 +102,9 @@ def panel_of(options: type[Settings], name: str) -> str:
 class CommonOptions(Settings):
     """Options that every command of every pipeline has."""
 
-    config: Path | None = Field(None, description="A TOML file with settings; the command line goes before it.")
+    config: Path | None = Field(
+        None, description="A TOML file with settings; variables SAFELIGHT_… and the command line go before it."
+    )
     device: str = Field("auto", description="Where to compute: auto, cpu, cuda, cuda:1 or mps.")
     memory_limit: Bytes | None = Field(None, gt=0, description="Most memory to use, for instance 2GiB.")
     safety_fraction: float = Field(
