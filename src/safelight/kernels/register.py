@@ -99,16 +99,12 @@ def coarse_shift(targets: Tensor, anchor: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        (n, 2, 3): dy, dx and the height of the peak over the standard deviation of what is further than
-        ``NEIGHBOURHOOD`` from it. First the highest peak; then the highest one that is no neighbour of zero, where
-        a pattern that stays on the sensor has its peak.
+        (n, 3): dy, dx and the height of the peak over the standard deviation of what is further than
+        ``NEIGHBOURHOOD`` from it.
     """
     shape = (fast_length(targets.shape[-2]), fast_length(targets.shape[-1]))
     surface = torch.fft.irfft2(_cross_power(anchor, spectrum(targets), shape[1]), s=shape)
-    highest = _peak(surface)
-    zero = torch.zeros_like(highest[:, 0], dtype=torch.long)
-    elsewhere = _peak(surface.flatten(1).scatter(1, _around(zero, 1, shape), -torch.inf).view_as(surface), surface)
-    return torch.stack((highest, elsewhere), dim=1)
+    return _peak(surface)
 
 
 def fine_shift(pairs: Tensor) -> Tensor:
@@ -130,19 +126,20 @@ def fine_shift(pairs: Tensor) -> Tensor:
     width = fast_length(pairs.shape[-1])
     spectra = spectrum(pairs)
     power = _cross_power(spectra[:, 0], spectra[:, 1], width)
-    y, x = _frequencies(power.shape[-2], width, pairs)
+    y, x = _constant(np.fft.fftfreq(power.shape[-2]), pairs), _constant(np.fft.rfftfreq(width), pairs)
     at = torch.zeros((len(power), 2), dtype=pairs.dtype, device=pairs.device)
     reach = REACH
     for step in _STEPS:
-        half = math.ceil(reach / step)
-        grid = torch.arange(-half, half + 1, dtype=pairs.dtype, device=pairs.device) * step
+        half = math.ceil(reach / step) + 1
+        grid = _constant(np.arange(-half, half + 1) * step, pairs)
         surface = _upsampled(power, y, x, at[:, :1] + grid, at[:, 1:] + grid)
-        row, column, height = _highest(surface)
-        at = at + torch.stack((grid[row], grid[column]), dim=1)
+        # Within an edge of one position, so that the highest one has neighbours on both sides.
+        row, column, height = _highest(surface[:, 1:-1, 1:-1])
+        at = at + torch.stack((grid[1:-1][row], grid[1:-1][column]), dim=1)
         reach = step
-    vertex = torch.stack((_vertex(surface, row, column, axis=0), _vertex(surface, row, column, axis=1)), dim=1)
-    most = (power.abs() * _column_weights(width, pairs)).sum((-2, -1))
-    return torch.cat((at + _STEPS[-1] * vertex, (height / most.clamp(min=_TINY))[:, None]), dim=1)
+    at = at + _STEPS[-1] * _vertex(surface, row + 1, column + 1)
+    most = (power.abs() * _column_weights(width, pairs)).flatten(1).sum(1)
+    return torch.cat((at, (height / (most + _TINY))[:, None]), dim=1)
 
 
 def shared_variance(pairs: Tensor, side: int = 4) -> Tensor:
@@ -172,85 +169,84 @@ def _rest(length: int) -> int:
     return length
 
 
+def _constant(values: np.ndarray, like: Tensor) -> Tensor:
+    """Return numbers that depend on sizes alone; made by NumPy, they cost a dry run nothing."""
+    return torch.from_numpy(values).to(like.device, like.dtype)
+
+
 def _tukey(size: int, like: Tensor) -> Tensor:
     """Return a Tukey window (Harris 1978), sampled between its ends so that no sample is 0."""
-    position = (torch.arange(size, dtype=like.dtype, device=like.device) + 0.5) / size
-    from_end = torch.minimum(position, 1 - position)
-    return 0.5 - 0.5 * torch.cos(2 * math.pi / TAPER * from_end.clamp(max=TAPER / 2))
+    position = (np.arange(size) + 0.5) / size
+    from_end = np.minimum(np.minimum(position, 1 - position), TAPER / 2)
+    return _constant(0.5 - 0.5 * np.cos(2 * np.pi / TAPER * from_end), like)
 
 
-def _frequencies(height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the frequencies of the rows and of the columns of a half spectrum, in cycles per pixel."""
-    y = torch.fft.fftfreq(height, dtype=like.dtype, device=like.device)
-    return y, torch.fft.rfftfreq(width, dtype=like.dtype, device=like.device)
+def _low_pass(frequencies: np.ndarray, like: Tensor) -> Tensor:
+    return _constant(np.exp(-0.5 * (frequencies / BANDWIDTH) ** 2), like)
 
 
 def _cross_power(anchor: Tensor, target: Tensor, width: int) -> Tensor:
     """Return the half-whitened, low-passed cross-power spectrum."""
     power = anchor * target.conj()
-    y, x = _frequencies(power.shape[-2], width, power.real)
-    lowpass = torch.exp(-0.5 * (y / BANDWIDTH).square())[:, None] * torch.exp(-0.5 * (x / BANDWIDTH).square())
-    return power * (lowpass / power.abs().clamp(min=_TINY).pow(WHITENING))
+    modulus = power.abs()
+    rows, columns = np.fft.fftfreq(power.shape[-2]), np.fft.rfftfreq(width)
+    weight = _low_pass(rows, modulus)[:, None] * _low_pass(columns, modulus)
+    return power.mul_(weight / modulus.add_(_TINY).pow_(WHITENING))
 
 
 def _column_weights(width: int, like: Tensor) -> Tensor:
     """Return how often each column of a half spectrum counts in the whole one, for an even width."""
-    weights = torch.full((width // 2 + 1,), 2.0, dtype=like.dtype, device=like.device)
-    weights[0] = weights[-1] = 1
-    return weights
+    weights = np.full(width // 2 + 1, 2.0)
+    weights[[0, -1]] = 1
+    return _constant(weights, like)
 
 
 def _upsampled(power: Tensor, y: Tensor, x: Tensor, at_y: Tensor, at_x: Tensor) -> Tensor:
     """Return the correlation at any positions: (n, rows, columns) for positions (n, rows) and (n, columns)."""
-    rows = torch.exp(2j * math.pi * at_y[:, :, None] * y)
-    columns = torch.exp(2j * math.pi * at_x[:, None, :] * x[:, None]) * _column_weights(2 * len(x) - 2, at_x)[:, None]
-    return (rows @ power @ columns).real
+    rows = torch.exp(2j * math.pi * (at_y[:, :, None] * y))
+    columns = torch.exp(2j * math.pi * (at_x[:, None, :] * x[:, None]))
+    weighted = columns * _column_weights(2 * len(x) - 2, at_x)[:, None]
+    return (rows @ power @ weighted).real
 
 
 def _highest(surface: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return row, column and height of each surface's highest point."""
-    height, index = surface.flatten(1).max(1)
-    return index // surface.shape[-1], index % surface.shape[-1], height
+    by_row = surface.max(2)
+    height, row = by_row.values.max(1)
+    column = by_row.indices.gather(1, row[:, None])[:, 0]
+    return row, column, height
 
 
-def _vertex(surface: Tensor, row: Tensor, column: Tensor, axis: int) -> Tensor:
-    """Return where between its neighbours the parabola through a peak is highest, −1 to 1; 0 at the grid's edge."""
-    last = torch.tensor(surface.shape[-2:], device=surface.device) - 1
-    place = [row.clamp(min=1).minimum(last[0] - 1), column.clamp(min=1).minimum(last[1] - 1)]
-    inner = place[axis] == (row, column)[axis]
-    which = torch.arange(len(row), device=surface.device)
-    before, here, after = (
-        surface[(which, place[0] + shift * (axis == 0), place[1] + shift * (axis == 1))] for shift in (-1, 0, 1)
-    )
-    curvature = before - 2 * here + after
-    vertex = 0.5 * (before - after) / torch.where(curvature < 0, curvature, -torch.inf)
-    return torch.where(inner, vertex, 0).clamp(-1, 1)
+def _vertex(surface: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Return where between its neighbours the parabolas through a peak are highest: (n, 2), −1/2 to 1/2."""
+    width = surface.shape[2]
+    cross = torch.tensor([-width, 0, width, -1, 0, 1], device=surface.device)
+    values = surface.flatten(1).gather(1, (row * width + column)[:, None] + cross)
+    before, here, after = values.view(-1, 2, 3).unbind(2)
+    bend = (here - before) + (here - after)
+    return 0.5 * (after - before) / (bend + _TINY)
 
 
-def _peak(candidates: Tensor, surface: Tensor | None = None) -> Tensor:
-    """Return (n, 3): dy, dx and height of the highest candidate over the surface's deviation away from it."""
-    surface = candidates if surface is None else surface
-    row, column, height = _highest(candidates)
-    shape = (surface.shape[-2], surface.shape[-1])
-    first = row * shape[1] + column
-    near = surface.flatten(1).gather(1, _around(first, NEIGHBOURHOOD, shape))
-    count = max(shape[0] * shape[1] - near.shape[1], 1)
-    mean = (surface.sum((-2, -1)) - near.sum(1)) / count
-    deviation = (surface.square().sum((-2, -1)) - near.square().sum(1)) / count - mean.square()
-    clarity = (height - mean) / deviation.clamp(min=_TINY).sqrt()
-    dy, dx = (torch.where(2 * at > size, at - size, at) for at, size in ((row, shape[0]), (column, shape[1])))
+def _peak(surface: Tensor) -> Tensor:
+    """Return (n, 3): dy, dx and height of the highest point over the surface's deviation away from it."""
+    row, column, height = _highest(surface)
+    height_px, width_px = surface.shape[1:]
+    near = surface.flatten(1).gather(1, _around(row, column, NEIGHBOURHOOD, (height_px, width_px)))
+    count = max(height_px * width_px - near.shape[1], 1)
+    mean = (surface.flatten(1).sum(1) - near.sum(1)) / count
+    variance = (surface.square().flatten(1).sum(1) - near.square().sum(1)) / count - mean.square()
+    clarity = (height - mean) / (variance.abs() + _TINY).sqrt()
+    dy, dx = (torch.where(2 * at > size, at - size, at) for at, size in ((row, height_px), (column, width_px)))
     return torch.stack((dy.to(surface.dtype), dx.to(surface.dtype), clarity), dim=1)
 
 
-def _around(index: Tensor, reach: int, shape: tuple[int, int]) -> Tensor:
-    """Return the flat indices of the square around each flat index, wrapped at the edges, each pixel once."""
-    height, width = shape
+def _around(row: Tensor, column: Tensor, reach: int, shape: tuple[int, int]) -> Tensor:
+    """Return the flat indices of the square around each place, wrapped at the edges, each pixel once: (n, square)."""
     rows, columns = (
-        torch.arange(min(2 * reach + 1, size), device=index.device) - min(reach, size // 2) for size in (height, width)
+        torch.from_numpy(np.arange(min(2 * reach + 1, size)) - min(reach, size // 2)).to(row.device) for size in shape
     )
-    row = (index[:, None] // width + rows) % height
-    column = (index[:, None] % width + columns) % width
-    return (row[:, :, None] * width + column[:, None, :]).flatten(1)
+    down, across = (row[:, None] + rows) % shape[0], (column[:, None] + columns) % shape[1]
+    return (down[:, :, None] * shape[1] + across[:, None, :]).flatten(1)
 
 
 def _moved_pairs(sizes: tuple[tuple[int, int], ...], dtype: torch.dtype) -> Iterator[Tensor]:
@@ -325,23 +321,20 @@ def _power_oracle(anchor: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _coarse_oracle(targets: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    return np.stack([_peaks_oracle(target, anchors[0]) for target in targets])
+    return np.stack([_peak_oracle(target, anchors[0]) for target in targets])
 
 
-def _peaks_oracle(target: np.ndarray, anchor: np.ndarray) -> np.ndarray:
+def _peak_oracle(target: np.ndarray, anchor: np.ndarray) -> np.ndarray:
     power, y, x = _power_oracle(*_spectrum_oracle(np.stack([anchor, target])))
     surface = np.fft.ifft2(power).real
     rows, columns = np.rint(y * len(y)).astype(int), np.rint(x * len(x)).astype(int)
-    peaks = []
-    for allowed in (np.full(surface.shape, True), (abs(rows) > 1) | (abs(columns) > 1)):
-        row, column = np.unravel_index(np.where(allowed, surface, -np.inf).argmax(), surface.shape)
-        away = [
-            abs((at - peak + size // 2) % size - size // 2)
-            for at, peak, size in zip((rows, columns), (row, column), surface.shape, strict=True)
-        ]
-        rest = surface[(away[0] > NEIGHBOURHOOD) | (away[1] > NEIGHBOURHOOD)]
-        peaks.append([rows[row, 0], columns[column], (surface[row, column] - rest.mean()) / rest.std()])
-    return np.array(peaks)
+    row, column = np.unravel_index(surface.argmax(), surface.shape)
+    away = [
+        abs((at - peak + size // 2) % size - size // 2)
+        for at, peak, size in zip((rows, columns), (row, column), surface.shape, strict=True)
+    ]
+    rest = surface[(away[0] > NEIGHBOURHOOD) | (away[1] > NEIGHBOURHOOD)]
+    return np.array([rows[row, 0], columns[column], (surface[row, column] - rest.mean()) / rest.std()])
 
 
 def _variance_oracle(pairs: np.ndarray) -> np.ndarray:

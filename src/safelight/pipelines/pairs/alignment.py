@@ -24,6 +24,7 @@ from safelight.formats.raw import PerColour, RawFrame
 from safelight.kernels.cfa import (
     Offset,
     Tile,
+    along,
     cell_origin,
     cell_side,
     grey,
@@ -42,14 +43,18 @@ Reason = Literal[
     "other_sensor", "other_phase", "clipped", "no_signal", "small_overlap", "wrong_scene", "no_light", "uneven_shift"
 ]
 
-MIN_CONFIDENCE = 8.0
+MIN_CONFIDENCE = 6.0
 """Least confidence of a shift: frames that share nothing reach 5."""
 MIN_CORRELATION = 0.5
 """Least correlation of aligned tiles."""
-MAX_UNCERTAINTY = 1.0
-"""Largest spread of the tiles' shifts in cells before a pair is suspect: a turned frame, or parallax."""
+CLEAR_UNCERTAINTY, MAX_UNCERTAINTY = 0.6, 1.5
+"""Spread of the tiles' shifts in pixels from which on a pair is suspect, and has failed: a turned frame, parallax."""
 MIN_OVERLAP = 0.25
 """Least share of the target that the anchor covers."""
+MIN_SIDE = 32
+"""Least height and width of the overlap in cells."""
+ALL_USABLE = 0.98
+"""Share of sampled cells clipped in neither frame, below which both frames are cut at the same light."""
 MIN_USABLE = 0.5
 """Least share of sampled cells that are clipped in neither frame."""
 
@@ -61,6 +66,8 @@ TILES, TILE_SIDE = 3, 512
 """Tiles along each axis, and their longest side in cells: their shifts' spread is the uncertainty."""
 BANDS, BAND_ROWS = 8, 48
 """How many bands of so many rows of tiles are sampled for the gain, the noise and the loss."""
+CONTEXT = 2
+"""Rows of tiles at either end of a band from which the others are interpolated."""
 BLOCK = 16
 """Side in cells of the blocks whose light is compared."""
 SMALL_BLOCK, LEVELS = 4, 16
@@ -110,7 +117,7 @@ class PairAlignment:
     lattice_residual : float
         Distance between the shift and the lattice shift in pixels.
     uncertainty : float
-        Root mean square distance of the tiles' shifts from the shift, in pixels.
+        Median distance of the tiles' shifts from the shift, in pixels.
     confidence : float
         Height of the correlation's peak over the deviation away from it.
     correlation : float
@@ -183,11 +190,15 @@ def align(
     if found is None:
         return PairAlignment("failed", "small_overlap", confidence=confidence)
     overlap, lattice, residual = _overlap(anchor, target, origin, found.shift)
+    sampled = _sample(anchor.frame, target, overlap, executor)
+    if sampled.usable < ALL_USABLE and math.isfinite(sampled.raw_gain):
+        found = _fine_alike(anchor, target, origin, coarse, sampled.rgb_gain, executor) or found
+        overlap, lattice, residual = _overlap(anchor, target, origin, found.shift)
+        sampled = _sample(anchor.frame, target, overlap, executor)
     side = cell_side(anchor.tile)
     difference = [a - t for a, t in zip(anchor.origin, origin, strict=True)]
     shift = tuple(side * cells + offset for cells, offset in zip(found.shift, difference, strict=True))
-    sampled = _sample(anchor.frame, target, overlap, executor)
-    status, reason = _judge(found, sampled)
+    status, reason = _judge(side * found.spread, found.correlation, sampled)
     return PairAlignment(
         status,
         reason,
@@ -249,6 +260,28 @@ class _MosaicRows:
         return torch.from_numpy(np.ascontiguousarray(rows)).view(-1, *self.shape)
 
 
+@dataclass(frozen=True)
+class _Bands:
+    """Bands of rows of tiles, spread evenly over a pair, with ``CONTEXT`` above and below."""
+
+    rows: PairRows
+    dtype: torch.dtype = field(default=torch.uint16, init=False)
+
+    @property
+    def extent(self) -> int:
+        return BANDS if self.rows.extent > BANDS * BAND_ROWS else 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows.extent if self.extent == 1 else BAND_ROWS, *self.rows.shape)
+
+    def read(self, start: int, stop: int) -> Tensor:
+        length = self.shape[0]
+        gap = (self.rows.extent - length) / max(self.extent - 1, 1)
+        starts = [round(number * gap) for number in range(start, stop)]
+        return torch.stack([self.rows.read(first, first + length) for first in starts])
+
+
 def _run(kernel: Kernel, values: Tensor, executor: Executor, keep: bool = False) -> Tensor:
     """Return a kernel's result for a tensor, on the CPU, or on the device where it is kept."""
     sink = TensorSink(len(values), executor.device.torch_device if keep else None)
@@ -256,17 +289,21 @@ def _run(kernel: Kernel, values: Tensor, executor: Executor, keep: bool = False)
     return sink.result
 
 
-def _grey(frame: RawFrame, tile: Tile, origin: Offset, executor: Executor) -> Tensor:
-    """Return the grey image of a frame from a cell's first pixel on, without hot pixels."""
-    function = partial(_grey_rows, tile=tile, black=frame.black, white=frame.white)
+def _grey(
+    frame: RawFrame, tile: Tile, origin: Offset, executor: Executor, limits: PerColour = (math.inf,) * 4
+) -> Tensor:
+    """Return the grey image of a frame from a cell's first pixel on, raw values cut at limits, without hot pixels."""
+    function = partial(_grey_rows, tile=tile, black=frame.black, white=frame.white, limits=limits)
     rows = _MosaicRows(frame.mosaic[origin[0] :, origin[1] :], len(tile))
     sink = TensorSink(rows.extent)
     executor.map(Kernel("pair_grey", function, halo=1), rows, sink)
     return sink.result.flatten(0, 1)
 
 
-def _grey_rows(rows: Tensor, tile: Tile, black: PerColour, white: float) -> Tensor:
+def _grey_rows(rows: Tensor, tile: Tile, black: PerColour, white: float, limits: PerColour) -> Tensor:
     side = cell_side(tile)
+    if min(limits) < math.inf:
+        rows = torch.minimum(rows.to(torch.float32), along([[limits[colour] for colour in row] for row in tile], rows))
     image = despeckle(grey(normalise(rows, tile, black, white).flatten(0, 1), side))
     return image.view(len(rows), len(tile) // side, -1)
 
@@ -285,7 +322,7 @@ def _coarse(anchor: Anchor, image: Tensor, executor: Executor) -> tuple[Offset, 
     factor = _bin_factor(anchor.grey.shape)
     same_size = _resized(image, anchor.grey.shape)
     kernel = Kernel("pair_coarse_shift", coarse_shift, (anchor.spectrum,), alignment=1)
-    (dy, dx, confidence), _ = _run(kernel, _binned(same_size[None], factor), executor)[0].tolist()
+    dy, dx, confidence = _run(kernel, _binned(same_size[None], factor), executor)[0].tolist()
     return (int(dy) * factor, int(dx) * factor), confidence
 
 
@@ -303,21 +340,49 @@ def _fine(anchor: Tensor, target: Tensor, coarse: Offset, executor: Executor) ->
     """Return the shift to a fraction of a cell from the overlap at a whole shift; None where this is small."""
     starts = [(max(shift, 0), max(-shift, 0)) for shift in coarse]
     sizes = [min(a - start[0], t - start[1]) for a, t, start in zip(anchor.shape, target.shape, starts, strict=True)]
-    if min(sizes) < 2 * TILES or sizes[0] * sizes[1] < MIN_OVERLAP * target.numel():
+    if min(sizes) < MIN_SIDE or sizes[0] * sizes[1] < MIN_OVERLAP * target.numel():
         return None
     (ay, ty), (ax, tx) = starts
     both = (anchor[ay : ay + sizes[0], ax : ax + sizes[1]], target[ty : ty + sizes[0], tx : tx + sizes[1]])
     kernel = Kernel("pair_fine_shift", fine_shift, alignment=1)
     whole = _run(kernel, _tiles(both, FINE_SIDE, 1), executor)[0]
-    tiles = _tiles(both, TILE_SIDE, TILES)
-    each = _run(kernel, tiles, executor)
-    shared = _run(Kernel("pair_shared_variance", shared_variance, alignment=1), tiles, executor).double().sum(0)
-    distance = (each[:, :2] - whole[:2]).square().sum(1)
-    weight = each[:, 2].clamp(min=0)
-    spread = float(((weight * distance).sum() / weight.sum().clamp(min=1e-6)).sqrt())
+    tiles = _run(Kernel("pair_tiles", _tile_facts, alignment=1), _tiles(both, TILE_SIDE, TILES), executor)
+    spread = float((tiles[:, :2] - whole[:2]).square().sum(1).sqrt().median())
+    shared = tiles[:, 3:].double().sum(0)
     correlation = float(shared[0] / (shared[1] * shared[2]).sqrt().clamp(min=1e-30))
     dy, dx = whole[:2].tolist()
     return _Fine((coarse[0] + dy, coarse[1] + dx), spread, correlation)
+
+
+def _tile_facts(pairs: Tensor) -> Tensor:
+    return torch.cat((fine_shift(pairs), shared_variance(pairs)), dim=1)
+
+
+def _fine_alike(
+    anchor: Anchor,
+    target: RawFrame,
+    origin: Offset,
+    coarse: Offset,
+    gain: tuple[float, float, float],
+    executor: Executor,
+) -> _Fine | None:
+    """Return the fine shift of frames that are cut at the same light: an edge that one frame clips, both have."""
+    gains = (*gain, gain[1])
+    limits: list[list[float]] = [[], []]
+    for colour in range(4):
+        spans = [frame.white - frame.black[colour] for frame in (anchor.frame, target)]
+        full = [
+            (frame.clipping[colour] - frame.black[colour]) / span
+            for frame, span in zip((anchor.frame, target), spans, strict=True)
+        ]
+        light = min(full[0], full[1] * gains[colour])
+        limits[0].append(anchor.frame.black[colour] + light * spans[0])
+        limits[1].append(target.black[colour] + light / gains[colour] * spans[1])
+    images = [
+        _grey(frame, anchor.tile, start, executor, (cut[0], cut[1], cut[2], cut[3]))
+        for frame, start, cut in zip((anchor.frame, target), (anchor.origin, origin), limits, strict=True)
+    ]
+    return _fine(images[0], images[1], coarse, executor)
 
 
 def _tiles(both: tuple[Tensor, Tensor], longest: int, number: int) -> Tensor:
@@ -360,9 +425,11 @@ def _overlap(
 
 def _sample(anchor: RawFrame, target: RawFrame, overlap: Overlap, executor: Executor) -> _Sampled:
     """Return gain, noise and loss from bands of rows, spread evenly."""
-    rows = PairRows.of(anchor, target, overlap)
-    bands = [_run_band(rows.band(start, stop), anchor, target, overlap, executor) for start, stop in _bands(rows)]
-    cells = torch.cat(bands, dim=1)
+    bands = _Bands(PairRows.of(anchor, target, overlap))
+    function = partial(_band_cells, overlap=overlap, anchor=levels_of(anchor), target=levels_of(target))
+    sink = TensorSink(bands.extent)
+    executor.map(Kernel("pair_sample", function, alignment=1), bands, sink)
+    cells = sink.result.transpose(0, 1).flatten(1, 2)
     first, second, usable = cells[:3], cells[3:6], cells[6:] > 0
     gains, together = _gains(first, second, usable)
     difference = second * gains.view(3, 1, 1) - first
@@ -400,27 +467,11 @@ def _offsets(first: Tensor, difference: Tensor, usable: Tensor) -> Tensor:
     return curves
 
 
-def _bands(rows: PairRows) -> list[tuple[int, int]]:
-    """Return which rows of tiles are sampled: all of a small overlap."""
-    extent = rows.extent
-    if extent <= BANDS * BAND_ROWS:
-        return [(0, extent)]
-    starts = [round(i * (extent - BAND_ROWS) / (BANDS - 1)) for i in range(BANDS)]
-    return [(start, start + BAND_ROWS) for start in starts]
-
-
-def _run_band(rows: PairRows, anchor: RawFrame, target: RawFrame, overlap: Overlap, executor: Executor) -> Tensor:
-    """Return (9, cells down, cells across): colours of the anchor, of the target, and whether they are not clipped."""
-    function = partial(_sampled_rows, overlap=overlap, anchor=levels_of(anchor), target=levels_of(target))
-    sink = TensorSink(rows.extent)
-    executor.map(Kernel("pair_sample", function, halo=2), rows, sink)
-    return sink.result.transpose(0, 1).flatten(1, 2)
-
-
-def _sampled_rows(rows: Tensor, overlap: Overlap, anchor: Levels, target: Levels) -> Tensor:
-    first, second, usable = pair_cells(rows, overlap, anchor, target)
-    cells = torch.cat((first, second, usable.to(first.dtype)))
-    return cells.view(len(cells), len(rows), -1, cells.shape[2]).transpose(0, 1)
+def _band_cells(bands: Tensor, overlap: Overlap, anchor: Levels, target: Levels) -> Tensor:
+    """Return (n, 9, cells down, cells across): colours of the anchor, of the target, and whether neither is clipped."""
+    context = CONTEXT * len(overlap.tile) // cell_side(overlap.tile)
+    cells = [torch.cat([part.float() for part in pair_cells(band, overlap, anchor, target)]) for band in bands]
+    return torch.stack(cells)[:, :, context:-context]
 
 
 def _fit_noise(level: Tensor, difference: Tensor, usable: Tensor) -> PoissonGaussian:
@@ -434,13 +485,13 @@ def _fit_noise(level: Tensor, difference: Tensor, usable: Tensor) -> PoissonGaus
     return fit_poisson_gaussian(levels[::every], step[::every])
 
 
-def _judge(found: _Fine, sampled: _Sampled) -> tuple[Status, Reason | None]:
+def _judge(uncertainty: float, correlation: float, sampled: _Sampled) -> tuple[Status, Reason | None]:
     if sampled.usable < MIN_USABLE:
         return "failed", "clipped"
     if not math.isfinite(sampled.raw_gain):
         return "failed", "no_light"
-    if found.correlation < MIN_CORRELATION:
+    if correlation < MIN_CORRELATION:
         return "failed", "wrong_scene"
-    if found.spread > MAX_UNCERTAINTY:
-        return "suspect", "uneven_shift"
+    if uncertainty > CLEAR_UNCERTAINTY:
+        return "failed" if uncertainty > MAX_UNCERTAINTY else "suspect", "uneven_shift"
     return "ok", None

@@ -81,11 +81,6 @@ class PairRows:
         parts = [part[rows].reshape(stop - start, *self.shape[1:]) for part in (self.anchor, self.target)]
         return torch.from_numpy(np.stack(parts, axis=1))
 
-    def band(self, start: int, stop: int) -> PairRows:
-        """Return some rows of tiles alone."""
-        rows = slice(start * self.period, stop * self.period)
-        return PairRows(self.anchor[rows], self.target[rows], self.period)
-
 
 def levels_of(frame: RawFrame) -> Levels:
     """Return what a frame's raw values mean."""
