@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter, Token
 from pydantic import BeforeValidator
@@ -146,6 +146,7 @@ def _parameter(options: type[Settings], name: str, positional: bool) -> inspect.
         required=required,
         negative=() if extra.get("one_way") else None,
         show_default=field.default not in (None, "", (), False) and not required,
+        consume_multiple=get_origin(field.annotation) is tuple and not positional,  # --views 1.png 2.png
     )
     return inspect.Parameter(
         name,

@@ -1,1 +1,59 @@
 """Photographs with known cameras to a mesh (Pixel2Mesh++)."""
+
+from __future__ import annotations
+
+from safelight.core.pipeline import Command, Pipeline, deferred
+from safelight.pipelines.mesh.options import ConvertOptions, PredictOptions, RefineOptions
+
+_ROOM = "safelight.pipelines.mesh"
+
+PREDICT = Command(
+    name="predict",
+    help="""Turn photographs of one object with known cameras into a mesh.
+
+    One to many views; objects on a transparent or white background. The report shows the outline of the mesh over
+    every photograph.
+
+    Example: safelight mesh predict --views 1.png 2.png --cameras cameras.txt --weights w.safetensors --out plane.glb
+    """,
+    Options=PredictOptions,
+    folder=PredictOptions.run_folder,
+    find_items=deferred(f"{_ROOM}.items:find_sample"),
+    prepare=deferred(f"{_ROOM}.process:load_model"),
+    process=deferred(f"{_ROOM}.process:predict"),
+    report=deferred(f"{_ROOM}.report:write_report"),
+    positional=(),
+)
+
+REFINE = Command(
+    name="refine",
+    help="""Move the vertices of any mesh to where the photographs agree, with the second stage alone.
+
+    Example: safelight mesh refine a.obj --views 1.png 2.png --cameras cameras.txt --weights w.safetensors --out b.obj
+    """,
+    Options=RefineOptions,
+    folder=RefineOptions.run_folder,
+    find_items=deferred(f"{_ROOM}.items:find_sample"),
+    prepare=deferred(f"{_ROOM}.process:load_model"),
+    process=deferred(f"{_ROOM}.process:refine"),
+    report=deferred(f"{_ROOM}.report:write_report"),
+)
+
+CONVERT = Command(
+    name="convert",
+    help="""Turn a checkpoint of another program into a file of weights; nothing in it is ever executed.
+
+    Example: safelight mesh convert coarse.npz coarse.safetensors --template iccv_p2mpp.npz
+    """,
+    Options=ConvertOptions,
+    folder=ConvertOptions.run_folder,
+    find_items=deferred(f"{_ROOM}.items:find_checkpoint"),
+    process=deferred(f"{_ROOM}.convert:convert"),
+    positional=("input", "out"),
+)
+
+PIPELINE = Pipeline(
+    name="mesh",
+    help="Turn photographs with known cameras into a mesh (Pixel2Mesh++).",
+    commands=(PREDICT, REFINE, CONVERT),
+)

@@ -7,8 +7,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from safelight.pipelines.mesh.cameras import SIDE
+from safelight.pipelines.mesh.views import View
 
 Mask = NDArray[np.bool_]
+
+COLOUR = (220, 38, 38)
+TINT = 0.35
+"""Of the mesh over the photograph."""
 
 OUTSIDE = 2**15
 """Pixels are drawn no farther out than this; the picture ends long before."""
@@ -39,3 +44,17 @@ def intersection_over_union(first: Mask, second: Mask) -> float:
     """Return the share of what either covers that both cover; 0 where neither covers anything."""
     union = int((first | second).sum())
     return float((first & second).sum() / union) if union else 0.0
+
+
+def outlined(view: View, drawn: Mask) -> NDArray[np.uint8]:
+    """Return a view with the outline of the mesh over it, (224·2, 224·2, 3) uint8, red first."""
+    size = (2 * SIDE, 2 * SIDE)
+    picture = np.asarray(Image.fromarray(view.pixels[::-1].transpose(1, 2, 0)).resize(size, Image.Resampling.BICUBIC))
+    inside = np.asarray(Image.fromarray(drawn).resize(size, Image.Resampling.NEAREST))
+    grown = inside.copy()
+    for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
+        grown |= np.roll(inside, step, axis)
+    edge = grown & ~inside
+    tinted = np.where(inside[..., None], picture * (1 - TINT) + TINT * np.array(COLOUR), picture)
+    coloured: NDArray[np.uint8] = np.where(edge[..., None], COLOUR, tinted).astype(np.uint8)
+    return coloured

@@ -1,0 +1,114 @@
+"""The jobs: views to a mesh, a mesh to a better one, a checkpoint to a file of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from safelight.core.errors import InputError
+from safelight.core.events import Value
+from safelight.core.files import atomic_write, digest
+from safelight.core.pipeline import Context, Item, Prepared, Record
+from safelight.formats.mesh import Mesh, read_mesh, write_mesh
+from safelight.pipelines.mesh import inference
+from safelight.pipelines.mesh.camera_files import read_cameras
+from safelight.pipelines.mesh.cameras import Cameras
+from safelight.pipelines.mesh.items import Sample
+from safelight.pipelines.mesh.model import Model, read_model
+from safelight.pipelines.mesh.options import ViewOptions
+from safelight.pipelines.mesh.silhouettes import intersection_over_union, outlined, silhouette
+from safelight.pipelines.mesh.views import View, read_view
+
+WORLD_SCALE = 0.57
+"""Of the frame of the meshes to that of ShapeNet's models."""
+
+
+def load_model(items: Sequence[Item], options: ViewOptions, context: Context) -> Prepared:
+    """Read the weights that all objects share."""
+    model = read_model(options.weights)
+    return Prepared(model, " ".join(digest(path) for path in options.weights))
+
+
+def predict(item: Item, options: ViewOptions, context: Context, model: Model) -> Record:
+    """Make the mesh of one object from its views."""
+    if model.coarse is None or model.template is None:
+        raise InputError("has no coarse stage", path=options.weights[0], remedy="give both stages with --weights")
+    views, cameras, images = _read_sample(item.payload, options, context, model)
+    points = inference.deform(model.coarse, images, cameras, context.executor)
+    if model.refine is None:
+        context.events.warning("coarse_only", weights=str(options.weights[0]))
+    else:
+        points = inference.refine(model.refine, points, images, cameras, context.executor)
+    return _finish(item, points, model.template.levels[-1].faces, views, cameras, options, context)
+
+
+def refine(item: Item, options: ViewOptions, context: Context, model: Model) -> Record:
+    """Move the vertices of a mesh of one's own."""
+    if model.refine is None:
+        raise InputError("has no refining stage", path=options.weights[0], remedy="give it with --weights")
+    mesh = read_mesh(item.payload.mesh)
+    views, cameras, images = _read_sample(item.payload, options, context, model)
+    points = torch.from_numpy(mesh.vertices).float()
+    points = inference.refine(model.refine, points, images, cameras, context.executor)
+    return _finish(item, points, mesh.faces, views, cameras, options, context)
+
+
+def _read_sample(
+    sample: Sample, options: ViewOptions, context: Context, model: Model
+) -> tuple[list[View], Cameras, Tensor]:
+    """Return the views, their cameras, and what the networks see of them, (views, 3, 224, 224)."""
+    focal = options.focal or model.focal
+    if focal != model.focal:
+        context.events.warning("focal_differs", focal=focal, trained=model.focal)
+    cameras = read_cameras(sample.cameras, sample.views, focal)
+    views = [read_view(path) for path in sample.views]
+    for path, view in zip(sample.views, views, strict=True):
+        if not view.transparent:
+            context.events.info("background_guessed", name=path.name)
+    images = torch.from_numpy(np.stack([view.pixels for view in views])).float() / 255
+    return views, cameras, images
+
+
+def _finish(
+    item: Item,
+    points: Tensor,
+    faces: NDArray[np.int64],
+    views: Sequence[View],
+    cameras: Cameras,
+    options: ViewOptions,
+    context: Context,
+) -> Record:
+    """Write the mesh, compare its outline with the photographs', and return the record."""
+    if not points.isfinite().all():
+        raise InputError("the networks give points that are not finite", path=options.weights[0])
+    placed = cameras.to_world(points[None].double())[0] / WORLD_SCALE if options.frame == "world" else points
+    write_mesh(options.out, Mesh(placed.double().numpy(), faces))
+    agreements = _draw_silhouettes(points, faces, views, cameras, context.folder)
+    agreement = sum(agreements.values()) / len(agreements)
+    context.events.info("mesh_written", path=str(options.out), vertices=len(points), faces=len(faces), iou=agreement)
+    shown: list[Value] = [
+        {"name": path.name, "iou": iou, "picture": picture}
+        for path, (picture, iou) in zip(item.payload.views, agreements.items(), strict=True)
+    ]
+    return Record((options.out,), {"silhouette_iou": agreement}, {"views": shown})
+
+
+def _draw_silhouettes(
+    points: Tensor, faces: NDArray[np.int64], views: Sequence[View], cameras: Cameras, folder: Path
+) -> dict[str, float]:
+    """Draw the mesh over each photograph; return how well their outlines agree by the name of the picture."""
+    pixels = cameras.pixels(points[None].double())[0].numpy()
+    agreements = {}
+    for number, (view, seen) in enumerate(zip(views, pixels, strict=True), start=1):
+        drawn = silhouette(seen, faces, view.silhouette.shape)
+        picture = folder / f"view-{number:02}.png"
+        with atomic_write(picture) as temporary:
+            Image.fromarray(outlined(view, drawn)).save(temporary, format="PNG")
+        agreements[picture.name] = intersection_over_union(drawn, view.silhouette)
+    return agreements
