@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dng import BAYER, BLACK, WHITE, XTRANS, colour_coded, write_dng
+from dng import BAYER, BLACK, MATRIX, WHITE, XTRANS, colour_coded, write_dng
 from safelight.core.errors import InputError, UnsafeInputError
 from safelight.core.files import Limits
 from safelight.formats.dng import write_dng as write_our_dng
@@ -59,7 +59,9 @@ def test_what_the_header_says_is_read(tmp_path: Path) -> None:
     assert frame.camera == "Test Camera"
     assert frame.mosaic.shape == (60, 80), "never turned"
     assert frame.flip != 0
-    assert not frame.rgb_xyz_matrix.any(), "LibRaw does not know this camera"
+    rows = [row / np.linalg.norm(row) for row in np.reshape(MATRIX, (3, 3))]
+    found = [row / np.linalg.norm(row) for row in frame.rgb_xyz_matrix[:3]]
+    assert np.array(found) == pytest.approx(np.array(rows), abs=0.01), "LibRaw does not know this camera"
 
 
 def test_the_pixels_stay_when_the_file_is_closed(tmp_path: Path) -> None:

@@ -10,18 +10,12 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from safelight.formats.raw import RawFrame
+from safelight.formats.raw import SRGB_FROM_XYZ, RawFrame
 
 _CFA = 32803
 _BYTE, _ASCII, _SHORT, _LONG, _RATIONAL, _SIGNED_RATIONAL = "B", "s", "H", "I", "2I", "2i"
 _DENOMINATOR = 1_000_000
 _D65 = 21
-_SRGB_FROM_XYZ = (
-    (3.2404542, -1.5371385, -0.4985314),
-    (-0.9692660, 1.8760108, 0.0415560),
-    (0.0556434, -0.2040259, 1.0572252),
-)
-"""For cameras that nobody knows."""
 
 
 def write_dng(path: Path, mosaic: NDArray[np.uint16], frame: RawFrame, tile: Sequence[Sequence[int]]) -> None:
@@ -37,7 +31,7 @@ def write_dng(path: Path, mosaic: NDArray[np.uint16], frame: RawFrame, tile: Seq
         Colours of the first pixels of ``mosaic``.
     """
     colours = [colour for row in tile for colour in row]
-    matrix = frame.rgb_xyz_matrix[:3] if frame.rgb_xyz_matrix.any() else np.array(_SRGB_FROM_XYZ)
+    matrix = frame.rgb_xyz_matrix[:3] if frame.rgb_xyz_matrix.any() else SRGB_FROM_XYZ
     model = frame.camera or "unknown camera"
     size = (len(tile), len(tile))
     tags = (

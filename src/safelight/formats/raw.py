@@ -33,6 +33,11 @@ EXPANSION = 64.0
 """Most bytes of pixels per byte of a file: a black frame takes one bit of 16 with lossless JPEG, less when zipped."""
 
 _LARGEST_TILE = 6
+SRGB_FROM_XYZ = np.array(
+    [[3.2404542, -1.5371385, -0.4985314], [-0.9692660, 1.8760108, 0.0415560], [0.0556434, -0.2040259, 1.0572252]]
+)
+"""IEC 61966-2-1, white D65."""
+
 _MAKE, _MODEL = 271, 272
 _ASCII = 2
 _MOST_TAGS = 1000
@@ -81,7 +86,8 @@ class RawFrame:
     white_balance : tuple of float
         Factors by colour as the camera chose them, green 1.
     rgb_xyz_matrix : ndarray
-        (4, 3) float, from XYZ to the camera's colours; zero where the camera is unknown.
+        (4, 3) float, from XYZ to the camera's colours. Of a camera that LibRaw does not know from what the file says,
+        each row up to a factor; zero where it says nothing.
     iso : int, optional
     exposure : float, optional
         In seconds.
@@ -234,7 +240,7 @@ def _frame(path: Path, raw: Any, size: RawSize) -> RawFrame:
         white=white,
         clipping=_per_colour(clipping),
         white_balance=_white_balance(raw.camera_whitebalance),
-        rgb_xyz_matrix=np.array(raw.rgb_xyz_matrix, np.float64),
+        rgb_xyz_matrix=_rgb_xyz_matrix(raw),
         iso=round(raw.other.iso_speed) or None,
         exposure=raw.other.shutter_speed or None,
         camera=_camera(path),
@@ -245,6 +251,14 @@ def _frame(path: Path, raw: Any, size: RawSize) -> RawFrame:
 def _per_colour(levels: Sequence[float]) -> PerColour:
     red, green, blue, second = (float(level) for level in levels)
     return red, green, blue, second
+
+
+def _rgb_xyz_matrix(raw: Any) -> NDArray[np.float64]:
+    known = np.array(raw.rgb_xyz_matrix, np.float64)
+    srgb_from_camera = np.array(raw.color_matrix, np.float64)[:3, :3]
+    if known.any() or np.linalg.matrix_rank(srgb_from_camera) < 3:
+        return known
+    return np.vstack([np.linalg.inv(srgb_from_camera) @ SRGB_FROM_XYZ, np.zeros(3)])
 
 
 def _pattern(path: Path, raw: Any) -> NDArray[np.uint8]:
