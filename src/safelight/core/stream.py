@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -132,29 +132,25 @@ def read_ahead(source: Source, chunks: Sequence[Chunk]) -> Iterator[Iterator[Ten
     if len(chunks) == 1:
         yield iter([source.read(chunks[0].read_start, chunks[0].read_stop)])
         return
-    line: queue.Queue[Tensor | BaseException] = queue.Queue(maxsize=1)
-    stop = threading.Event()
-
-    def put(entry: Tensor | BaseException) -> None:
-        while not stop.is_set():
-            try:
-                line.put(entry, timeout=SECONDS_BETWEEN_CHECKS)
-                return
-            except queue.Full:
-                continue
+    line: queue.Queue[Tensor | BaseException] = queue.Queue()
+    stop, wanted = threading.Event(), threading.Semaphore()
 
     def read() -> None:
         try:
             for chunk in chunks:
+                while not wanted.acquire(timeout=SECONDS_BETWEEN_CHECKS):  # a plan knows of one chunk ahead
+                    if stop.is_set():
+                        return
                 if stop.is_set():
                     return
-                put(source.read(chunk.read_start, chunk.read_stop))
+                line.put(source.read(chunk.read_start, chunk.read_stop))
         except BaseException as error:  # noqa: BLE001 - whatever it is, it ends the run there, not here
-            put(error)
+            line.put(error)
 
     def taken() -> Iterator[Tensor]:
         for _ in chunks:
             entry = _take(line, reader)
+            wanted.release()
             if isinstance(entry, BaseException):
                 raise entry
             yield entry
@@ -165,8 +161,7 @@ def read_ahead(source: Source, chunks: Sequence[Chunk]) -> Iterator[Iterator[Ten
         yield taken()
     finally:
         stop.set()
-        with suppress(queue.Empty):  # room for what the reader is putting, so that it need not wait
-            line.get_nowait()
+        wanted.release()  # so that the reader need not wait to be stopped
         reader.join()
 
 

@@ -35,9 +35,7 @@ def coadd(layers: Tensor, rejection: Rejection) -> Tensor:
     """
     image, weight, *_ = layers.unbind(1)
     used = (weight > 0) & ~image.isnan()
-    blended = torch.where(used[:, None], layers, 0).sum(
-        -1
-    )  # right where there is one stack, which is nearly everywhere
+    blended = torch.where(used[:, None], layers, 0).sum(-1)  # all there is to do where there is only one stack
     stacks = used.sum(-1)
     for unknown in ("image", "variance"):
         blended[:, LAYERS.index(unknown)].masked_fill_(stacks == 0, torch.nan)

@@ -139,6 +139,14 @@ def overlap_of(
     return Overlap(*tiles, first.flatten(), second.flatten(), y.flatten(), x.flatten())
 
 
+def joined(parts: Sequence[Overlap]) -> Overlap:
+    """Return one overlap of two tiles from parts that follow one another, without weights."""
+    first_values, second_values, y, x = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("first_values", "second_values", "y", "x")
+    )
+    return Overlap(parts[0].first, parts[0].second, first_values, second_values, y, x)
+
+
 def match_values(values: Tensor, coefficients: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """Return a tile's matched values.
 

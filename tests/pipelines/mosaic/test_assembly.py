@@ -13,8 +13,8 @@ from astropy.wcs import WCS
 
 from safelight.kernels.combine import PLANES
 from safelight.kernels.feather import feather_weights
-from safelight.pipelines.mosaic.assembly import BAND_ROWS, Feather, Tile, TilesSource, Window, unmatched, well_covered
-from safelight.pipelines.mosaic.stack_file import StackFile, create_stack
+from safelight.pipelines.mosaic.assembly import Feather, Tile, TilesSource, Window, unmatched, well_covered
+from safelight.pipelines.mosaic.stack_file import BAND_ROWS, StackFile, create_stack
 
 CANVAS = (BAND_ROWS + 90, 80)
 WINDOWS = {"a": (0, BAND_ROWS + 60, 5, 60), "b": (30, BAND_ROWS + 90, 20, 80)}

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from astropy.io import fits
 from PIL import Image
 
+from safelight.formats.fits import open_fits
 from safelight.pipelines.mosaic import preview
-from safelight.pipelines.mosaic.preview import stretch, write_preview
+from safelight.pipelines.mosaic.preview import averaged, stretch, write_preview
 
 SIZE = 192
 BOTTOM, TOP = slice(20, 60), slice(-60, -20)
@@ -89,15 +91,26 @@ def test_faint_structure_can_be_seen():
     assert np.median(picture[:, 84:108, 84:108]) >= np.median(picture[:, BOTTOM, BOTTOM]) + 8
 
 
-def test_north_is_up_and_the_file_is_no_larger_than_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(preview, "MOST_PIXELS", 100)
-    image = np.zeros((3, 200, 150), np.float32)
-    image[:, 180:] = 100
+def test_north_is_up(tmp_path):
+    image = np.zeros((3, 100, 75), np.float32)
+    image[:, 90:] = 100
     write_preview(tmp_path / "p.png", image)
     with Image.open(tmp_path / "p.png") as picture:
         assert picture.size == (75, 100)
         pixels = np.asarray(picture)
     assert pixels[5].min() > pixels[-5].max()
+
+
+@pytest.mark.parametrize("rows", [1, 7, 512])
+def test_a_large_mosaic_is_averaged_down_by_bands(tmp_path, monkeypatch, rows):
+    monkeypatch.setattr(preview, "MOST_PIXELS", 100)
+    monkeypatch.setattr(preview, "BAND_ROWS", rows)
+    image = np.random.default_rng(0).normal(100, 5, (3, 251, 160)).astype(np.float32)
+    fits.writeto(tmp_path / "m.fits", image)
+    with open_fits(tmp_path / "m.fits") as mosaic:
+        small = averaged(mosaic)
+    squares = image[:, :249, :159].reshape(3, 83, 3, 53, 3)
+    np.testing.assert_allclose(small, squares.mean(axis=(2, 4)), rtol=1e-6)
 
 
 def test_a_monochrome_mosaic_gives_a_grey_picture(tmp_path):

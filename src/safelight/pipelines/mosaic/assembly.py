@@ -19,12 +19,12 @@ from safelight.core.kernel import Kernel
 from safelight.kernels.coadd import LAYERS, coadd
 from safelight.kernels.combine import rows_of_block
 from safelight.kernels.feather import block_of, feather_weights, reach_of_rows
-from safelight.kernels.matching import Overlap, match_tiles, match_values, overlap_of
+from safelight.kernels.matching import Overlap, joined, match_tiles, match_values, overlap_of
 from safelight.kernels.rejection import Rejection
-from safelight.pipelines.mosaic.stack_file import StackFile
+from safelight.pipelines.mosaic.stack_file import BAND_ROWS, StackFile, bands
 
-BAND_ROWS = 512
-"""Rows that are read at a time where the Executor does not choose."""
+_ROWS_OF_LAYERS = 64
+"""Rows of a tile that are matched at a time, in double precision."""
 
 Window = tuple[int, int, int, int]
 """Rows and columns y0, y1, x0, x1 of the canvas."""
@@ -150,12 +150,12 @@ class TilesSource:
         block = torch.zeros((len(self.tiles), stop - start, *self.shape[:-1]))  # tile after tile: written fastest
         block[:, :, LAYERS.index("image")] = torch.nan
         top, _, left, right = self.window
-        rows = (top + start, top + stop, left, right)
-        for number, tile in enumerate(self.tiles):
-            if (common := common_window(rows, tile.window)) is not None:
-                y0, y1, x0, x1 = common
-                part = block[number, y0 - rows[0] : y1 - rows[0], :, :, x0 - left : x1 - left]
-                part.copy_(self._layers(number, common))
+        for band in bands(slice(top + start, top + stop), _ROWS_OF_LAYERS):
+            for number, tile in enumerate(self.tiles):
+                if (common := common_window((band.start, band.stop, left, right), tile.window)) is not None:
+                    y0, y1, x0, x1 = common
+                    rows = slice(y0 - top - start, y1 - top - start)
+                    block[number, rows, :, :, x0 - left : x1 - left] = self._layers(number, common)
         return block.movedim(0, -1)
 
     def _layers(self, number: int, window: Window) -> Tensor:
@@ -210,7 +210,7 @@ def common_window(first: Window, second: Window) -> Window | None:
 
 
 def coadd_kernel(shape: tuple[int, ...], rejects: bool) -> Kernel:
-    """Return the kernel that blends rows (layers, channels, width, tiles); with rejection where three or more overlap."""
+    """Return the kernel that blends rows of this shape; with rejection where three or more tiles overlap."""
     rejection = Rejection("winsorized_sigma_clip" if rejects else "none")
     _, channels, width, tiles = shape
     return Kernel("coadd", partial(coadd, rejection=rejection), alignment=rows_of_block(channels * width, tiles))
@@ -220,9 +220,12 @@ def _overlaps(tiles: Sequence[Tile], a: int, b: int) -> list[Overlap]:
     """Return what two tiles have in common, for each channel."""
     window = common_window(tiles[a].window, tiles[b].window)
     assert window is not None
-    first, second = (_part(tiles[number], "image", window) for number in (a, b))
-    corner = (window[0], window[2])
-    return [overlap_of((a, b), *both, corner) for both in zip(first, second, strict=True)]
+    y0, y1, x0, x1 = window
+    parts = []
+    for band in bands(slice(y0, y1)):
+        first, second = (_part(tiles[number], "image", (band.start, band.stop, x0, x1)) for number in (a, b))
+        parts.append([overlap_of((a, b), *both, (band.start, x0)) for both in zip(first, second, strict=True)])
+    return [joined(of_channel) for of_channel in zip(*parts, strict=True)]
 
 
 def _part(tile: Tile, plane: str, window: Window) -> Tensor:

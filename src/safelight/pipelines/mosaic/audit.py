@@ -7,7 +7,7 @@ rejection, stars that registration smeared, steps at seams, and stars that are n
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 from safelight.core.events import Value
 from safelight.core.pipeline import Record
 from safelight.pipelines.mosaic.star_matching import mutual_pairs
-from safelight.pipelines.mosaic.stars import StarField
+from safelight.pipelines.mosaic.stars import StarField, measure_stars
 
 Floats = NDArray[np.float64]
 
@@ -35,6 +35,9 @@ SEAM_STEP = 0.1
 
 ASTROMETRIC_RESIDUAL = 0.3
 """Largest rms distance of stars from where the frames' solutions put them, in pixels."""
+
+AUDITED_PIXELS = 1 << 23
+"""Most pixels of a picture that are audited: those of a large one tell no more, and take more memory."""
 
 _FEWEST_STARS = 5
 """Fewer common stars say nothing."""
@@ -73,6 +76,21 @@ class Check:
     def as_json(self) -> dict[str, Value]:
         """Return the check as JSON values."""
         return {**asdict(self), "passed": self.passed}
+
+
+def middle_of(height: int, width: int) -> tuple[slice, slice]:
+    """Return the rows and columns that are audited of a picture: all of it, or its middle."""
+    share = min((AUDITED_PIXELS / (height * width)) ** 0.5, 1.0)
+    rows, columns = round(share * height), round(share * width)
+    y0, x0 = (height - rows) // 2, (width - columns) // 2
+    return slice(y0, y0 + rows), slice(x0, x0 + columns)
+
+
+def measure_part(pixels: NDArray[np.float32], part: tuple[slice, slice]) -> StarField:
+    """Return the stars of a part of a picture, where they are in the whole."""
+    stars = measure_stars(pixels)
+    rows, columns = part
+    return replace(stars, x=stars.x + columns.start, y=stars.y + rows.start)
 
 
 def check_noise(where: str, frame_noises: Sequence[float], stack_noise: float, n_eff: float) -> Check:

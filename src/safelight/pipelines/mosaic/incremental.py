@@ -18,7 +18,8 @@ from safelight.core.execute import Executor
 from safelight.core.files import output_error
 from safelight.core.stream import Sink
 from safelight.kernels.coadd import LAYERS
-from safelight.pipelines.mosaic.assembly import BAND_ROWS, TilesSource, Window, coadd_kernel, common_window
+from safelight.pipelines.mosaic.assembly import TilesSource, Window, coadd_kernel, common_window
+from safelight.pipelines.mosaic.stack_file import BAND_ROWS, bands
 
 Floats = NDArray[np.float32]
 
@@ -46,9 +47,8 @@ def blend_one_by_one(source: TilesSource, sink: Sink, path: Path, executor: Exec
         addition = _Addition.of(source, number, blended)
         if addition is not None:
             executor.map(coadd_kernel(addition.shape, rejects=False), addition, addition)
-    for start in range(0, source.extent, BAND_ROWS):
-        rows = torch.from_numpy(np.array(blended[start : start + BAND_ROWS]))
-        sink.write(start, start + len(rows), rows)
+    for band in bands(slice(0, source.extent)):
+        sink.write(band.start, band.stop, torch.from_numpy(np.array(blended[band])))
 
 
 @dataclass

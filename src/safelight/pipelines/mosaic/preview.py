@@ -13,6 +13,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, maximum_filter
 
 from safelight.core.files import atomic_write
+from safelight.formats.fits import FitsImage
+from safelight.pipelines.mosaic.stack_file import BAND_ROWS, bands
 
 Floats = NDArray[np.floating]
 Mask = NDArray[np.bool_]
@@ -57,6 +59,18 @@ _SKY_TERMS = 6
 """Terms of a polynomial of second order in x and y."""
 
 
+def averaged(image: FitsImage) -> NDArray[np.float32]:
+    """Return an image (channels, height, width) averaged over squares of pixels, small enough for a preview."""
+    factor = -(-max(image.shape[1:]) // MOST_PIXELS)
+    height, width = (size // factor for size in image.shape[1:])
+    small = np.empty((image.channels, height, width), np.float32)
+    for band in bands(slice(0, height), max(BAND_ROWS // factor, 1)):
+        rows = image.read(slice(factor * band.start, factor * band.stop))[:, :, : factor * width]
+        squares = rows.reshape(image.channels, -1, factor, width, factor)
+        small[:, band] = squares.mean(axis=(2, 4))
+    return small
+
+
 def write_preview(path: Path, image: np.ndarray) -> None:
     """Write a stretched PNG of a mosaic.
 
@@ -71,7 +85,7 @@ def write_preview(path: Path, image: np.ndarray) -> None:
     OutputError
         The file cannot be written.
     """
-    pixels = stretch(_averaged(image))
+    pixels = stretch(image)
     picture = Image.fromarray(np.moveaxis(pixels, 0, -1)[::-1] if len(pixels) == 3 else pixels[0, ::-1])
     with atomic_write(path) as temporary:
         picture.save(temporary, format="png")
@@ -172,13 +186,3 @@ def _trust(signal: Floats, half: float) -> Floats:
     """Return 0 without signal, ½ at ``half``, towards 1 above."""
     square = np.square(np.maximum(signal, 0) / half)
     return np.asarray(square / (1 + square), np.float32)
-
-
-def _averaged(image: np.ndarray) -> Floats:
-    """Return the image averaged over squares of pixels, small enough for a preview."""
-    factor = -(-max(image.shape[1:]) // MOST_PIXELS)
-    if factor == 1:
-        return np.asarray(image, np.float32)
-    channels, height, width = (image.shape[0], *(size // factor * factor for size in image.shape[1:]))
-    squares = image[:, :height, :width].reshape(channels, height // factor, factor, width // factor, factor)
-    return np.asarray(squares.mean(axis=(2, 4)), np.float32)

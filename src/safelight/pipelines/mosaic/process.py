@@ -21,7 +21,6 @@ from safelight.kernels.coadd import LAYERS
 from safelight.kernels.combine import PLANES
 from safelight.kernels.matching import Overlap
 from safelight.pipelines.mosaic.assembly import (
-    BAND_ROWS,
     Feather,
     Tile,
     TilesSource,
@@ -33,7 +32,7 @@ from safelight.pipelines.mosaic.assembly import (
     unmatched,
     well_covered,
 )
-from safelight.pipelines.mosaic.audit import check_noise, check_seam, check_stars
+from safelight.pipelines.mosaic.audit import check_noise, check_seam, check_stars, measure_part, middle_of
 from safelight.pipelines.mosaic.calibration import Calibration, read_calibration
 from safelight.pipelines.mosaic.canvas import Canvas, common_canvas, crop
 from safelight.pipelines.mosaic.discovery import FrameFacts
@@ -43,14 +42,14 @@ from safelight.pipelines.mosaic.groups import Group, PlacedFrame, make_groups
 from safelight.pipelines.mosaic.incremental import blend_one_by_one
 from safelight.pipelines.mosaic.items import frame_names
 from safelight.pipelines.mosaic.options import RunOptions
-from safelight.pipelines.mosaic.preview import write_preview
+from safelight.pipelines.mosaic.preview import averaged, write_preview
 from safelight.pipelines.mosaic.refinement import Alignment
 from safelight.pipelines.mosaic.registered import RegisteredFrame, register_frame, scratch_folder
 from safelight.pipelines.mosaic.registration import align
 from safelight.pipelines.mosaic.solutions import find_solutions
 from safelight.pipelines.mosaic.stack import StackSource, stack_kernel
-from safelight.pipelines.mosaic.stack_file import StackFile, create_stack, wcs_header
-from safelight.pipelines.mosaic.stars import NoStarsError, StarField, measure_stars
+from safelight.pipelines.mosaic.stack_file import StackFile, bands, create_stack, wcs_header
+from safelight.pipelines.mosaic.stars import NoStarsError, StarField
 from safelight.pipelines.mosaic.wcs import pixel_scale
 
 FRAMES = "frames"
@@ -177,7 +176,7 @@ def assemble(item: Item, options: RunOptions, context: Context, prepared: tuple[
         seams = _audit_seams(tiles, overlaps, coefficients, noise)
     preview = context.folder / PREVIEW
     with open_fits(path) as image:
-        write_preview(preview, image.read())
+        write_preview(preview, averaged(image))
     details: dict[str, Any] = {"checks": seams}
     return Record((path, preview), details=details)
 
@@ -265,13 +264,15 @@ def _audit_group(
     """Compare a stack with some of its frames, evenly chosen: their noise, and their stars."""
     channel = luminance_channel(planes.channels)
     numbers = np.unique(np.linspace(0, len(registered) - 1, min(len(registered), AUDITED_FRAMES)).round().astype(int))
-    frames = [measure_stars(registered[n].channel(channel) * float(scale[n, channel])) for n in numbers]
-    stacked = measure_stars(planes.read("image")[channel])
+    middle = middle_of(registered[0].shape[0], registered[0].shape[2])
+    frames = [measure_part(registered[n].window(channel, *middle) * float(scale[n, channel]), middle) for n in numbers]
+    middle = middle_of(*planes.shape)
+    stacked = measure_part(planes.window("image", channel, *middle), middle)
     noises = [field.noise for field in frames]
     if drizzled is not None:
         stacked = drizzled.on_frames(stacked)
         noises = drizzled.shares.noise[numbers, channel].tolist()
-    n_eff = planes.read("n_eff")[channel]
+    n_eff = planes.window("n_eff", channel, *middle)
     effective = float(np.median(n_eff[n_eff > 0]))
     noise = check_noise(name, noises, stacked.noise, effective)
     return [check.as_json() for check in (noise, *check_stars(name, frames, stacked, MATCH_TOLERANCE))]
@@ -291,9 +292,9 @@ def _audit_seams(
 
 def _shares_rejected(planes: StackFile, height: int) -> dict[str, float]:
     """Return which share of the samples was rejected as too low, and as too high."""
-    bands = [slice(start, start + BAND_ROWS) for start in range(0, height, BAND_ROWS)]
     low, high, count = (
-        sum(float(planes.read(name, rows).sum(dtype=np.float64)) for rows in bands) for name in ("low", "high", "count")
+        sum(float(planes.read(name, band).sum(dtype=np.float64)) for band in bands(slice(0, height)))
+        for name in ("low", "high", "count")
     )
     return {"rejected_low": low / (low + high + count), "rejected_high": high / (low + high + count)}
 
@@ -301,8 +302,8 @@ def _shares_rejected(planes: StackFile, height: int) -> dict[str, float]:
 def _say_holes(name: str, planes: StackFile, height: int, context: Context) -> None:
     """Say how many pixels no drop reached in some colour, although drops lie to both sides of them."""
     holes = inside = 0
-    for start in range(0, height, BAND_ROWS):
-        reached = planes.read("count", slice(start, min(start + BAND_ROWS, height))).min(axis=0) > 0
+    for band in bands(slice(0, height)):
+        reached = planes.read("count", band).min(axis=0) > 0
         between = np.maximum.accumulate(reached, axis=1) & np.maximum.accumulate(reached[:, ::-1], axis=1)[:, ::-1]
         holes += int((between & ~reached).sum())
         inside += int(between.sum())

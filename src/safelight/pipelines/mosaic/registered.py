@@ -66,9 +66,9 @@ class RegisteredFrame:
             file.seek(start * rows[0].nbytes)
             file.readinto(rows.data)
 
-    def channel(self, number: int) -> np.ndarray:
-        """Return one channel, (rows, width)."""
-        return np.array(self._mapped()[:, number])
+    def window(self, channel: int, rows: slice, columns: slice) -> NDArray[np.float32]:
+        """Return a part of one channel, (rows, columns)."""
+        return np.array(self._mapped()[rows, channel, columns])
 
     def background(self) -> Tensor:
         """Return evenly spread samples of each channel, (channels, n), NaN where there is nothing or a star."""
@@ -131,8 +131,10 @@ def noise_of(rows: Tensor) -> tuple[float, ...]:
     It is taken from differences of pixels in a row, so that gradients do not count, and robustly, so that stars do
     not.
     """
-    differences = (rows[:, :, _NOISE_LAG:] - rows[:, :, :-_NOISE_LAG]).transpose(0, 1).flatten(1)
-    samples = differences[:, :: max(differences.shape[1] // _NOISE_SAMPLES, 1)]
+    height, _, width = rows.shape
+    differences = height * (width - _NOISE_LAG)
+    y, x = np.divmod(np.arange(0, differences, max(differences // _NOISE_SAMPLES, 1)), width - _NOISE_LAG)
+    samples = (rows[y, :, x + _NOISE_LAG] - rows[y, :, x]).transpose(0, 1)
     deviations = (samples - samples.nanmedian(1, keepdim=True).values).abs()
     return tuple(float(value) for value in MAD_TO_SIGMA * deviations.nanmedian(1).values / 2**0.5)
 

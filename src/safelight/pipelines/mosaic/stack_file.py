@@ -17,8 +17,17 @@ from torch import Tensor
 from safelight.formats.fits import FitsImage, FitsWriter, create_fits, open_planes
 from safelight.kernels.combine import PLANES
 
+BAND_ROWS = 512
+"""Rows that are read at a time where the Executor does not choose."""
+
 _EXTENSIONS = {"n_eff": "NEFF", "count": "COVERAGE"}
 """The names in the field of those planes whose own are others."""
+
+
+def bands(rows: slice, size: int = BAND_ROWS) -> Iterator[slice]:
+    """Yield the parts of rows that are read at a time."""
+    for start in range(rows.start, rows.stop, size):
+        yield slice(start, min(start + size, rows.stop))
 
 
 class StackFile:
@@ -48,9 +57,18 @@ class StackFile:
         """1 or 3."""
         return self._planes[_extension(PLANES[0])].channels
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self._planes[_extension(PLANES[0])].shape[1:]
+
     def read(self, plane: str, rows: slice = slice(None)) -> NDArray[np.float32]:
         """Return rows of a plane, (channels, rows, width); ``plane`` is a name of ``combine.PLANES``."""
         return self._planes[_extension(plane)].read(rows)
+
+    def window(self, plane: str, channel: int, rows: slice, columns: slice) -> NDArray[np.float32]:
+        """Return a part of one channel of a plane, (rows, columns); no more than a band is read besides."""
+        return np.concatenate([self.read(plane, band)[channel, :, columns].copy() for band in bands(rows)])
 
 
 class PlanesSink:
