@@ -3,74 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from safelight.core import history
-from safelight.core.board import Board
-from safelight.core.device import compiled_graphs, select
-from safelight.core.errors import CancelledError, DeviceError, NothingToDoError, SafelightError
-from safelight.core.events import Event, EventLog, Severity, Value
+from safelight.core.books import Books
+from safelight.core.books import Outcome as Outcome  # what run_command returns
+from safelight.core.device import select
+from safelight.core.errors import CancelledError, NothingToDoError
+from safelight.core.events import EventLog, Severity, Value
 from safelight.core.execute import Executor
 from safelight.core.handover import Handover
 from safelight.core.memory import is_sticky
 from safelight.core.options import CommonOptions
-from safelight.core.pipeline import Command, Context, Found, Item, Pipeline, Prepared, Record, Refusal
+from safelight.core.pipeline import Command, Context, Found, Item, Pipeline, Prepared, Refusal
 from safelight.core.run import EVENTS, Run, versions
-from safelight.core.worker import Done, Failed, Lost, Process, Share, Usage, as_failure, attempt, shared_with_workers
-from safelight.core.workers import LocalPool, Pool, devices_for_workers
+from safelight.core.sharing import share_out
+from safelight.core.worker import Process, attempt, shared_with_workers
+from safelight.core.workers import LocalPool, devices_for_workers
 
 Progress = Callable[..., None]
 
-LOSSES_PER_ITEM = 2
-"""How often the device may be lost at an item; then the item has failed."""
 PREPARATION = "(preparation)"
 """Stands for ``prepare`` among the names of items at which the device was lost."""
-
-
-@dataclass
-class Outcome:
-    """How a run ended.
-
-    Parameters
-    ----------
-    folder : Path
-        The run's folder.
-    found : Found
-        What discovery found and left out.
-    strict : bool
-        Whether anything left out, and any check that a result does not pass, is an error.
-    records : dict
-        The record of every finished item by name, those of an earlier run included.
-    seconds : dict
-        How long each item took that this run has done.
-    failed : dict
-        The error of every failed item by name.
-    missed : int
-        Checks that the results do not pass.
-    handover : Path, optional
-        The device is lost to this process: what a fresh one needs to go on with the run.
-    """
-
-    folder: Path
-    found: Found
-    strict: bool = False
-    records: dict[str, Record] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    failed: dict[str, SafelightError] = field(default_factory=dict)
-    missed: int = 0
-    handover: Path | None = None
-
-    @property
-    def exit_status(self) -> int:
-        """Zero when all is done, nothing failed and nothing was left out that should not be."""
-        left_out = [r for r in self.found.refused if self.strict or r.severity is Severity.ERROR]
-        return int(bool(self.handover or self.failed or left_out or (self.strict and self.missed)))
 
 
 def run_command(
@@ -159,11 +116,11 @@ class _Job:
     before: Handover
     started: float
     at: str = PREPARATION
-    lost: list[str] = field(init=False)
-    usage: dict[str, Usage] = field(default_factory=dict)
+    books: Books = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lost = list(self.before.lost)
+        executor = self.context.executor
+        self.books = Books(self.run, self.outcome, self.events, executor, list(self.before.lost))
 
     @property
     def events(self) -> EventLog:
@@ -203,7 +160,7 @@ class _Job:
         self._conclude()
 
     def _prepare(self, items: Sequence[Item]) -> Prepared:
-        self._demand_device(PREPARATION)
+        self.books.demand_device(PREPARATION)
         prepared = self.command.prepare(items, self.options, self.context) if self.command.prepare else Prepared()
         self.run.shared = prepared.digest
         _say_refused(prepared.refused, self.events)
@@ -223,9 +180,7 @@ class _Job:
             shared_with_workers(self.command.process, self.options, folder, prepared.value, len(places)) as work,
             LocalPool(work, places) as pool,
         ):
-            self._share_out(items, pool)
-        for by_name in (self.outcome.records, self.outcome.failed):
-            _sort_as(items, by_name)
+            share_out(items, pool, self.books, self.context.progress)
 
     def _places(self, items: int) -> tuple[str, ...]:
         """Return the devices of the workers that there is something to do for."""
@@ -240,78 +195,8 @@ class _Job:
     def _do_item(self, process: Process, item: Item, prepared: Prepared) -> None:
         """Do one item in this process, unless it is done."""
         self.at = item.name
-        if self._is_to_do(item):
-            self._settle(item, attempt(process, item, self.options, self.context, prepared.value))
-
-    def _share_out(self, items: Sequence[Item], pool: Pool) -> None:
-        """Have workers do the items, unless they are done; say and journal here what they tell."""
-        waiting, board = deque(items), Board(len(items), self.context.progress)
-
-        def take() -> Item | None:
-            while waiting:
-                item = waiting.popleft()
-                if self._is_to_do(item):
-                    board.begin(item.name)
-                    return item
-                board.end(item.name)
-            return None
-
-        for item, told in pool.run(take):
-            if isinstance(told, Event):
-                self.events.add(replace(told, data={"item": item.name, **told.data}))
-            elif isinstance(told, Share):
-                board.move(item.name, told.done)
-            elif isinstance(told, Usage):
-                self.usage[told.worker] = told
-                self.context.executor.measured.extend(told.measured)
-            elif isinstance(told, Lost):
-                self._lose(told.device, item.name, told.reason)
-                waiting.append(item)
-            elif isinstance(told, Done | Failed):
-                self._settle(item, told)
-                board.end(item.name)
-
-    def _is_to_do(self, item: Item) -> bool:
-        """Return whether an item is neither done nor bound to fail."""
-        with self._failing(item):
-            record = self.run.finished(item)
-            if record is None:
-                self._demand_device(item.name)
-                return True
-            if item.name not in self.outcome.seconds:
-                self.events.info("item_skipped", name=item.name)
-            self.outcome.records[item.name] = record
-        return False
-
-    def _settle(self, item: Item, result: Done | Failed) -> None:
-        """Journal an item, or record its failure."""
-        if isinstance(result, Failed):
-            self._fail(item, result.error)
-            return
-        with self._failing(item):
-            self.run.finish(item, result.record)
-            self.outcome.seconds[item.name] = result.seconds
-            self.events.info("item_finished", name=item.name, seconds=result.seconds)
-            self.outcome.records[item.name] = result.record
-
-    @contextmanager
-    def _failing(self, item: Item) -> Iterator[None]:
-        """Record the failure of an item, which does not stop the others."""
-        try:
-            yield
-        except (SafelightError, OSError) as error:
-            self._fail(item, as_failure(error))
-
-    def _demand_device(self, at: str) -> None:
-        if self.lost.count(at) >= LOSSES_PER_ITEM:
-            raise DeviceError(
-                f"the device was lost {LOSSES_PER_ITEM} times at {at}, in fresh processes",
-                remedy="--device cpu, and safelight doctor",
-            )
-
-    def _fail(self, item: Item, error: SafelightError) -> None:
-        self.outcome.failed[item.name] = error
-        self.events.error("item_failed", name=item.name, error=str(error))
+        if self.books.is_to_do(item):
+            self.books.settle(item, attempt(process, item, self.options, self.context, prepared.value))
 
     def _last_item(self) -> Item:
         """Return the item of ``finish``: it is made from all that the items wrote."""
@@ -324,18 +209,14 @@ class _Job:
 
     def _hand_over(self, reason: str) -> None:
         """Write down what a fresh process needs to go on: to this one the device is lost."""
-        self._lose(str(self.context.device.torch_device), self.at, reason)
+        self.books.lose_device(str(self.context.device.torch_device), self.at, reason)
         handover = Handover(
-            lost=tuple(self.lost),
+            lost=tuple(self.books.lost),
             seconds=self.seconds,
             item_seconds=self.outcome.seconds,
             events=self._events_as_json(),
         )
         self.outcome.handover = handover.write(self.context.folder)
-
-    def _lose(self, device: str, at: str, reason: str) -> None:
-        self.events.warning("device_lost", device=device, name=at, reason=reason)
-        self.lost.append(at)
 
     def _cancelled(self) -> CancelledError:
         done, items = len(self.outcome.records), len(self.outcome.found.items)
@@ -378,14 +259,11 @@ class _Job:
             "device": str(context.device.torch_device),
             "notes": self.options.notes,
         }
-        if self.options.compile and outcome.seconds and not self._compiled():
+        if self.options.compile and outcome.seconds and not self.books.compiled():
             self.events.warning("nothing_compiled")
         self.events.info("run_finished", folder=str(context.folder), **counts)
         self.run.write_record({**document, "events": self._events_as_json()})
         history.append(self.options.results, entry)
-
-    def _compiled(self) -> bool:
-        return bool(compiled_graphs() or any(usage.graphs for usage in self.usage.values()))
 
     def _say_missed(self, checks: Sequence[Mapping[str, Value]]) -> None:
         """Say which checks the results do not pass, also those of an earlier run."""
@@ -405,8 +283,8 @@ class _Job:
             "device": context.device.active(),
             "seconds": self.seconds,
             "memory": context.executor.memory_record(),
-            "timings": self._timings(),
-            "workers": {usage.worker: usage.device for usage in self.usage.values()},
+            "timings": self.books.timings(),
+            "workers": self.books.workers,
             "averages": averages,
             "items": [
                 {
@@ -422,14 +300,3 @@ class _Job:
             "refused": [{"name": r.name, "error": str(r.error)} for r in outcome.found.refused],
             "events": self._events_as_json(),
         }
-
-    def _timings(self) -> list[dict[str, Value]]:
-        """Return how long the chunks of each kernel took, in this process and in each worker."""
-        of_workers = [{**times, "worker": usage.worker} for usage in self.usage.values() for times in usage.timings]
-        return self.context.executor.timing_record() + of_workers
-
-
-def _sort_as(items: Sequence[Item], by_name: dict[str, Any]) -> None:
-    """Bring what workers did in any order into the order of the items, as this process would have done it."""
-    for name in [item.name for item in items if item.name in by_name]:
-        by_name[name] = by_name.pop(name)
