@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -182,6 +181,8 @@ def _do(pipeline: Pipeline, command: Command[Any], gathered: Gathered[Any]) -> i
 
 def _go_on(handover: Path) -> int:
     """Start this process's command line again: to this process the device is lost, and its memory on it as well."""
+    import subprocess  # takes 6 ms of those that --help has
+
     from safelight.core.handover import VARIABLE
 
     command = [sys.executable, *sys.orig_argv[1:]]
