@@ -107,3 +107,35 @@ def test_a_dark_of_another_exposure_is_refused(tmp_path: Path, executor: Executo
     fits.setval(path, "EXPTIME", value=30.0)
     with pytest.raises(InputError, match=r"dark\.fits: was exposed for 30 s.*10 s, as the lights"):
         read_calibration(None, path, None, lights, executor)
+
+
+def said(executor: Executor) -> dict[str, dict[str, object]]:
+    return {event.key: dict(event.data) for event in executor.events}
+
+
+def test_flats_of_the_sky_at_dusk_are_brought_to_one_level(tmp_path: Path, executor: Executor) -> None:
+    """Unscaled, a star in the brightest flat would stay, and rejection would look at levels instead of dust."""
+    bias = np.full((HEIGHT, WIDTH), 100.0)
+    for number, level in enumerate((8000, 4000, 2000, 1000, 500)):
+        flat = bias + level * vignette()
+        flat[3 * number, 4] += 0.2 * level  # a star, somewhere else in each
+        write(tmp_path / "flats" / f"{number}.fits", flat)
+    bias_path = write(tmp_path / "bias.fits", bias)
+    calibration = read_calibration(bias_path, None, tmp_path / "flats", replace(FACTS, pattern=None), executor)
+    assert calibration.flat is not None
+    np.testing.assert_allclose(calibration.flat[0], vignette() / vignette().mean(), rtol=1e-4)
+    scaled = said(executor)["flats_scaled"]
+    assert scaled["frames"] == 5
+    assert scaled["highest"] / scaled["lowest"] == pytest.approx(16, rel=0.01)
+
+
+def test_what_calibration_decides_is_said(tmp_path: Path, executor: Executor) -> None:
+    flat = np.full((HEIGHT, WIDTH), 1000.0)
+    flat[2, 3:5] = 0
+    dark = write(tmp_path / "dark.fits", np.zeros((HEIGHT, WIDTH)))
+    read_calibration(None, dark, write(tmp_path / "flat.fits", flat), replace(FACTS, exposure=10.0), executor)
+    events = said(executor)
+    assert events["calibration_master"]["kind"] == "flat"
+    assert events["dark_exposure_unknown"]["path"] == str(dark)
+    assert events["flat_without_bias"]["path"].endswith("flat.fits")
+    assert events["flat_too_dark"]["pixels"] == 2

@@ -73,6 +73,16 @@ def test_hints_alone_are_no_solution() -> None:
 
 
 @pytest.mark.parametrize(
+    ("first", "second"), [("GLON-TAN", "GLAT-TAN"), ("ELON-TAN", "ELAT-TAN"), ("DEC--TAN", "RA---TAN")]
+)
+def test_other_axes_than_right_ascension_and_declination_are_named(first: str, second: str) -> None:
+    """Galactic longitudes taken for right ascensions would put the mosaic anywhere."""
+    plain = {**without("A_ORDER", "A_0_2", "A_2_0", "B_ORDER", "B_1_1"), "CRVAL1": 41.3, "CRVAL2": 41.3}
+    with pytest.raises(InputError, match=rf"{first} and {second}.*right ascension"):
+        celestial_wcs({**plain, "CTYPE1": first, "CTYPE2": second}, Path("light.fits"))
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"CD1_1": 0.0, "CD1_2": 0.0},

@@ -6,8 +6,8 @@ A master is one file, or a folder of frames that are combined with rejection.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from safelight.core.errors import InputError
+from safelight.core.events import EventLog
 from safelight.core.execute import Executor
 from safelight.core.files import digest
 from safelight.core.kernel import Kernel
@@ -91,25 +92,27 @@ def read_calibration(
         A master is missing, damaged, or of another size than the lights; or a dark has another exposure.
     """
     if dark is not None:
-        _check_exposure(dark, facts)
-    masters = {path: _master(path, facts, executor) for path in (bias, dark, flat) if path is not None}
+        _check_exposure(dark, facts, executor.events)
+    for kind, path in (("bias", bias), ("dark", dark), ("flat", flat)):
+        if path is not None:
+            executor.events.info("calibration_master", kind=kind, path=str(path), frames=len(_files(path)))
+    masters = {path: _master(path, facts, executor) for path in (bias, dark) if path is not None}
     dark_or_bias = dark or bias
-    level = None
-    if flat is not None:
-        level = _normalised(masters[flat] - masters[bias] if bias else masters[flat], facts, flat)
-    files = "".join(digest(file) for path in masters for file in _files(path))
+    files = "".join(digest(file) for path in (bias, dark, flat) if path is not None for file in _files(path))
     return Calibration(
         masters[dark_or_bias] if dark_or_bias else None,
-        level,
-        hashlib.sha256(files.encode()).hexdigest() if masters else "",
+        _flat(flat, masters[bias] if bias else None, facts, executor) if flat is not None else None,
+        hashlib.sha256(files.encode()).hexdigest() if files else "",
     )
 
 
 @dataclass(frozen=True)
 class _SameRows:
-    """The same rows of many frames, (channels, width, frames) each."""
+    """The same rows of many frames, (channels, width, frames) each; less ``bias`` and times ``scales`` if given."""
 
     images: Sequence[FitsImage]
+    bias: NDArray[np.float32] | None = None
+    scales: NDArray[np.float32] | None = None
     dtype: torch.dtype = field(default=torch.float32, init=False)
 
     @property
@@ -122,8 +125,12 @@ class _SameRows:
         return (channels, width, len(self.images))
 
     def read(self, start: int, stop: int) -> Tensor:
-        rows = [image.read(slice(start, stop)).transpose(1, 0, 2) for image in self.images]
-        return torch.from_numpy(np.stack(rows, axis=-1))
+        rows = np.stack([image.read(slice(start, stop)) for image in self.images], axis=-1)
+        if self.bias is not None:
+            rows -= self.bias[:, start:stop, :, None]
+        if self.scales is not None:
+            rows *= self.scales
+        return torch.from_numpy(rows.transpose(1, 0, 2, 3))
 
 
 def _files(path: Path) -> list[Path]:
@@ -135,10 +142,10 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _check_exposure(dark: Path, facts: FrameFacts) -> None:
+def _check_exposure(dark: Path, facts: FrameFacts, events: EventLog) -> None:
     """Refuse darks of another exposure: their dark current is not that of the lights. Unknown exposures pass."""
-    for file in _files(dark):
-        exposure = read_facts(file, "none").exposure
+    exposures = {file: read_facts(file, "none").exposure for file in _files(dark)}
+    for file, exposure in exposures.items():
         if abs(exposure - facts.exposure) > SAME_EXPOSURE * facts.exposure:
             raise InputError(
                 f"was exposed for {exposure:g} s",
@@ -146,10 +153,48 @@ def _check_exposure(dark: Path, facts: FrameFacts) -> None:
                 expected=f"{facts.exposure:g} s, as the lights were",
                 remedy="darks of the lights' exposure, or --bias alone",
             )
+    if not np.isfinite([facts.exposure, *exposures.values()]).all():
+        events.warning("dark_exposure_unknown", path=str(dark))
 
 
 def _master(path: Path, facts: FrameFacts, executor: Executor) -> NDArray[np.float32]:
     """Return a master, (channels, height, width)."""
+    with _opened(path, facts) as images:
+        return _combined(_SameRows(images), executor)
+
+
+def _flat(path: Path, bias: NDArray[np.float32] | None, facts: FrameFacts, executor: Executor) -> NDArray[np.float32]:
+    """Return the flat without its bias and with a mean of 1 in each colour.
+
+    Flats of the sky at dusk differ in level: each is brought to that of the first before they are compared.
+    """
+    if bias is None:
+        executor.events.warning("flat_without_bias", path=str(path))
+    with _opened(path, facts) as images:
+        levels = np.array([_level(image, bias) for image in images])
+        if len(images) > 1:
+            executor.events.info(
+                "flats_scaled", frames=len(images), lowest=float(levels.min()), highest=float(levels.max())
+            )
+        scales = (levels[0] / levels).astype(np.float32)
+        flat = _normalised(_combined(_SameRows(images, bias, scales), executor), facts, path)
+    if dim := int(np.isnan(flat).sum()):
+        executor.events.warning("flat_too_dark", pixels=dim, share=LEAST_FLAT)
+    return flat
+
+
+def _level(image: FitsImage, bias: NDArray[np.float32] | None) -> float:
+    """Return the median level of a flat above its bias."""
+    pixels = image.read()
+    level = float(np.nanmedian(pixels if bias is None else pixels - bias))
+    if not level > 0:
+        raise InputError(f"its level is {level:.4g}", path=image.path, expected="a flat that saw light")
+    return level
+
+
+@contextmanager
+def _opened(path: Path, facts: FrameFacts) -> Iterator[list[FitsImage]]:
+    """Open the frames of a master, which must be of the size of the lights."""
     shape = (facts.channels, facts.height, facts.width)
     with ExitStack() as stack:
         images = [stack.enter_context(open_fits(file)) for file in _files(path)]
@@ -160,11 +205,15 @@ def _master(path: Path, facts: FrameFacts, executor: Executor) -> NDArray[np.flo
                     path=image.path,
                     expected=f"{facts.width} × {facts.height}, as the lights have",
                 )
-        if len(images) == 1:
-            return images[0].read()
-        source = _SameRows(images)
-        sink = TensorSink(source.extent)
-        executor.map(Kernel("master", _combine), source, sink)
+        yield images
+
+
+def _combined(source: _SameRows, executor: Executor) -> NDArray[np.float32]:
+    """Return the rejected mean of frames, (channels, height, width); a single one as it is."""
+    if len(source.images) == 1:
+        return np.ascontiguousarray(source.read(0, source.extent)[..., 0].numpy().transpose(1, 0, 2))
+    sink = TensorSink(source.extent)
+    executor.map(Kernel("master", _combine), source, sink)
     return np.ascontiguousarray(sink.result.cpu().numpy().transpose(1, 0, 2))
 
 

@@ -16,7 +16,7 @@ from astropy.units import UnitsError
 from safelight.core.errors import InputError, SafelightError
 from safelight.core.events import Severity
 from safelight.core.pipeline import Refusal
-from safelight.formats.fits import is_fits_name, open_fits
+from safelight.formats.fits import is_fits_name, open_planes
 from safelight.kernels.demosaic import Pattern, flipped, shifted
 from safelight.pipelines.mosaic.options import BayerPattern
 
@@ -55,6 +55,8 @@ class FrameFacts:
         Level of a full pixel in a frame of whole numbers.
     image_type : str
         IMAGETYP, empty if unknown.
+    images : int
+        How many images the file has; the first is the frame.
     """
 
     path: Path
@@ -71,6 +73,7 @@ class FrameFacts:
     scale: float | None = None
     saturation: float | None = None
     image_type: str = ""
+    images: int = 1
 
     @property
     def colours(self) -> int:
@@ -144,7 +147,8 @@ def read_facts(path: Path, bayer_pattern: BayerPattern) -> FrameFacts:
     InputError
         The file is no usable frame, or auto finds signs of a colour camera but no pattern.
     """
-    with open_fits(path) as image:
+    with open_planes(path) as images:
+        image = next(iter(images.values()))
         header, (channels, height, width) = image.header, image.shape
     if channels not in (1, 3):
         raise InputError(
@@ -166,6 +170,7 @@ def read_facts(path: Path, bayer_pattern: BayerPattern) -> FrameFacts:
         _scale(header),
         _saturation(header),
         _text(header, "IMAGETYP"),
+        len(images),
     )
 
 

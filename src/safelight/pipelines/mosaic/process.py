@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from astropy.wcs import WCS
 from torch import Tensor
 
 from safelight.core.errors import InputError, NothingToDoError
@@ -64,6 +65,12 @@ MATCH_TOLERANCE = 2.0
 AUDITED_FRAMES = 9
 """Single frames that a stack is compared with."""
 
+FEWEST_CONFIRMING = 6
+"""Stars that a frame shares with others, from which its place counts as confirmed."""
+
+PLAUSIBLE_GAIN = 2.0
+"""Factor between groups that clouds and exposures explain."""
+
 MOST_HOLES = 1e-3
 """Share of a drizzled stack that may be empty without a word."""
 
@@ -86,13 +93,12 @@ def register(items: Sequence[Item], options: RunOptions, context: Context) -> Pr
     if not fields:
         raise _nothing_left(refused, options)
     solutions = find_solutions(facts, fields, calibration, options, context)
-    if not solutions:
-        context.events.warning("relative_grid", frames=len(fields))
     scale = next((frame.scale for frame in facts.values() if frame.scale), 1.0)
     alignments = align(fields, solutions, scale)
     placed = _placed(facts, fields, alignments, options, refused)
     if not placed:
         raise _nothing_left(refused, options)
+    _say_places(placed, alignments, solutions, context)
     canvas = _canvas(placed, options)
     groups = make_groups(placed, canvas)
     if options.drizzle:
@@ -162,6 +168,7 @@ def assemble(item: Item, options: RunOptions, context: Context, prepared: tuple[
         channels = tiles[0].file.channels
         overlaps = find_overlaps(tiles)
         coefficients = match(overlaps, tiles, channels) if options.match_background else unmatched(channels, len(tiles))
+        _say_gains(tiles, coefficients, context)
         window = _crop_window(tiles, canvas, options.min_coverage, context)
         source = TilesSource(tiles, window, coefficients, [Feather(tile, options.feather) for tile in tiles])
         shape = (channels, source.extent, source.shape[2])
@@ -238,6 +245,25 @@ def _placed(
     return tuple(placed)
 
 
+def _say_places(
+    placed: Sequence[PlacedFrame],
+    alignments: Mapping[str, Alignment],
+    solutions: Mapping[str, WCS],
+    context: Context,
+) -> None:
+    """Say what was decided where frames leave a choice: which image, which sky, which set; and what is unsure."""
+    for frame in placed:
+        if frame.facts.images > 1:
+            context.events.warning("first_image_used", name=frame.name, images=frame.facts.images)
+        if frame.alignment.matched < FEWEST_CONFIRMING and len(placed) > 1:
+            context.events.warning("weak_alignment", name=frame.name, stars=frame.alignment.matched)
+    if not solutions:
+        context.events.warning("relative_grid", frames=len(placed))
+        apart = sum(alignment.reason == "not_connected" for alignment in alignments.values())
+        if apart:
+            context.events.warning("largest_set_kept", kept=len(placed), left_out=apart)
+
+
 def _digest(placed: Sequence[PlacedFrame], canvas: Canvas, calibration: Calibration) -> str:
     """Return what changes whenever a stack would come out different for other reasons than its frames."""
     places = [[frame.name, wcs_header(frame.wcs).tostring()] for frame in placed]
@@ -276,6 +302,15 @@ def _audit_group(
     effective = float(np.median(n_eff[n_eff > 0]))
     noise = check_noise(name, noises, stacked.noise, effective)
     return [check.as_json() for check in (noise, *check_stars(name, frames, stacked, MATCH_TOLERANCE))]
+
+
+def _say_gains(tiles: Sequence[Tile], coefficients: Tensor, context: Context) -> None:
+    """Say which groups differ from the others by more than their skies can."""
+    for number, tile in enumerate(tiles):
+        gains = coefficients[:, number, 0].tolist()
+        furthest = max(gains, key=lambda gain: abs(np.log(gain)) if gain > 0 else np.inf)
+        if not 1 / PLAUSIBLE_GAIN <= furthest <= PLAUSIBLE_GAIN:
+            context.events.warning("implausible_gain", name=tile.name, gain=furthest)
 
 
 def _audit_seams(

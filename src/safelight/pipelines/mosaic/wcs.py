@@ -60,7 +60,8 @@ def celestial_wcs(header: Mapping[str, object], path: Path | None = None) -> WCS
     Raises
     ------
     InputError
-        There is a solution, but it is not usable: singular, malformed, or with a distortion in a table.
+        There is a solution, but it is not usable: singular, malformed, of galactic or other axes than right ascension
+        and declination, or with a distortion in a table.
     """
     if any(name not in header for name in _NEEDED) or not _has_matrix(header):
         return None
@@ -75,6 +76,13 @@ def celestial_wcs(header: Mapping[str, object], path: Path | None = None) -> WCS
         wcs.wcs.set()
     except (WcsError, ValueError, KeyError, TypeError, VerifyError) as error:
         raise InputError(f"the WCS cannot be used: {' '.join(str(error).split())}", path=path) from error
+    if wcs.has_celestial and (wcs.wcs.lng, wcs.wcs.lngtyp.strip(), wcs.wcs.lattyp.strip()) != (0, "RA", "DEC"):
+        raise InputError(
+            f"the WCS has the axes {wcs.wcs.ctype[0]} and {wcs.wcs.ctype[1]}",
+            path=path,
+            expected="right ascension, then declination, such as RA---TAN and DEC--TAN",
+            remedy="solve the frame in equatorial coordinates, or take these cards out of its header",
+        )
     return wcs if wcs.has_celestial else None
 
 
