@@ -143,12 +143,12 @@ def test_a_table_of_the_job_goes_before_what_is_for_all_and_other_jobs_are_none_
         [stacker.train]
         steps = 3
         nonsense = true
-        [sharpener.run]
-        radius = 4
+        [denoise.run]
+        steps = 4
     """
     gathered = from_file(file, text)
     assert values(gathered) == {"steps": 2, "title": "for all"}
-    assert said(gathered)["settings_of_other_jobs"]["tables"] == ["sharpener", "stacker.train"]
+    assert said(gathered)["settings_of_other_jobs"]["tables"] == ["denoise", "stacker.train"]
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,7 @@ def test_a_table_of_the_job_goes_before_what_is_for_all_and_other_jobs_are_none_
             "stacker.steps is no setting of stacker run. Try: safelight settings stacker run, for a file with all",
         ),
         ("[staker.run]\nsteps = 1", "staker is no setting of stacker run. Expected: stacker"),
+        ("[sharpener.run]\nradius = 1", "sharpener is no setting of stacker run. Try: safelight settings stacker run"),
         ("json_events = true", "json_events is no setting of stacker run"),
         ("config = 'other.toml'", "config is no setting of stacker run"),
         ("stacker.run = 3", "stacker.run is 3. Expected: a table"),

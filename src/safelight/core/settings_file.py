@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from safelight.core.errors import InputError, UsageError
 from safelight.core.options import COMMON_PANEL, NAMES_FILES, panel_of, public_names
 from safelight.core.pipeline import Command, Pipeline
+from safelight.core.registry import registered
 
 CONFIG = "config"
 """The option that names the file; it cannot stand in one."""
@@ -49,8 +50,7 @@ def read_table(path: Path, pipeline: Pipeline, command: Command[Any]) -> tuple[d
     if not isinstance(own, dict):
         raise UsageError(f"{pipeline.name}.{command.name} is {toml(own)}", path=path, expected="a table")
     job = f"{pipeline.name} {command.name}"
-    slips = [name for name in tables if get_close_matches(name, [pipeline.name])]
-    demand_known(slips, [pipeline.name], job, path=path)
+    demand_known(tables, {pipeline.name, *registered()}, job, path=path)
     demand_known(flat, names, job, path=path)
     demand_known(jobs, [each.name for each in pipeline.commands], job, f"{pipeline.name}.", path)
     demand_known(own, names, job, f"{pipeline.name}.{command.name}.", path)
