@@ -25,7 +25,7 @@ def hypotheses() -> tuple[Floats, Floats]:
     support : array
         (43, 43): T₁ of its edges, and the centre joined to every vertex.
     """
-    corners = _icosahedron()
+    corners = icosahedron()
     faces = oriented(corners, _triangles(corners))
     middles = corners[edges_in_order(faces)].mean(axis=1)
     sphere = np.concatenate([corners, middles])
@@ -38,8 +38,8 @@ def hypotheses() -> tuple[Floats, Floats]:
     return offsets, chebyshev(len(offsets), edges).toarray()
 
 
-def _icosahedron() -> Floats:
-    """Return 12 corners, turned as in the published data: edges' middles on the axes."""
+def icosahedron() -> Floats:
+    """Return 12 corners (12, 3), edges of length 2, turned as in the published data: edges' middles on the axes."""
     golden = (1 + np.sqrt(5)) / 2
     first = np.array([(0, a * golden, b) for a, b in product((1, -1), repeat=2)])
     return np.concatenate([np.roll(first, turn, axis=1) for turn in range(3)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from safelight.pipelines.mesh.cameras import SIDE
 from safelight.pipelines.mesh.views import View
@@ -50,11 +50,9 @@ def outlined(view: View, drawn: Mask) -> NDArray[np.uint8]:
     """Return a view with the outline of the mesh over it, (224·2, 224·2, 3) uint8, red first."""
     size = (2 * SIDE, 2 * SIDE)
     picture = np.asarray(Image.fromarray(view.pixels[::-1].transpose(1, 2, 0)).resize(size, Image.Resampling.BICUBIC))
-    inside = np.asarray(Image.fromarray(drawn).resize(size, Image.Resampling.NEAREST))
-    grown = inside.copy()
-    for axis, step in ((0, 1), (0, -1), (1, 1), (1, -1)):
-        grown |= np.roll(inside, step, axis)
-    edge = grown & ~inside
+    mask = Image.fromarray(drawn).convert("L").resize(size, Image.Resampling.NEAREST)
+    inside = np.asarray(mask) > 0
+    edge = (np.asarray(mask.filter(ImageFilter.MaxFilter(3))) > 0) & ~inside
     tinted = np.where(inside[..., None], picture * (1 - TINT) + TINT * np.array(COLOUR), picture)
     coloured: NDArray[np.uint8] = np.where(edge[..., None], COLOUR, tinted).astype(np.uint8)
     return coloured

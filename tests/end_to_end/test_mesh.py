@@ -1,0 +1,159 @@
+"""``safelight mesh`` as it is typed, with weights that the test makes."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from scipy.spatial.distance import pdist
+
+from safelight.cli import run
+from safelight.formats.mesh import Mesh, read_mesh, write_mesh
+from safelight.pipelines.mesh.hypotheses import icosahedron
+from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork
+from safelight.pipelines.mesh.template import Template, make_template
+
+CAMERAS = "250.5 29.5 0 0.65 25\n8.4 26.5 0 0.71 25\n59.5 28.9 0 0.81 25\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three views, their cameras, and checkpoints of both stages as another program would write them."""
+    folder = tmp_path_factory.mktemp("mesh")
+    for number in (1, 2, 3):
+        view = Image.new("RGBA", (137, 137))
+        ImageDraw.Draw(view).ellipse((40, 40 + 5 * number, 100, 90), fill=(60 * number, 90, 30, 255))
+        view.save(folder / f"{number}.png")
+    (folder / "cameras.txt").write_text(CAMERAS)
+    torch.manual_seed(0)
+    template = small_template()
+    write_mesh(folder / "template.obj", Mesh(template.coordinates, template.walked))
+    networks = {"coarse": CoarseNetwork(template), "refine": RefineNetwork()}
+    for stage, network in networks.items():
+        if isinstance(network, CoarseNetwork):
+            with torch.no_grad():
+                network.gcn3_layers[-1].bias.copy_(torch.tensor([0.0, 0.0, -0.7]))
+        np.savez(folder / f"{stage}.npz", **{name: value.numpy() for name, value in network.state_dict().items()})
+        convert = ["mesh", "convert", f"{folder}/{stage}.npz", f"{folder}/{stage}.safetensors"]
+        assert run([*convert, "--template", f"{folder}/template.obj", *common(folder)]) == 0
+    return folder
+
+
+def small_template() -> Template:
+    """Twelve vertices, 162 at the last level: as deep as the published one, and fast."""
+    corners = icosahedron()
+    faces = np.array([face for face in combinations(range(12), 3) if pdist(corners[list(face)]).max() < 2.1])
+    return make_template(corners * 0.1 + (0, 0, -0.8), faces)
+
+
+def common(folder: Path) -> list[str]:
+    return ["--device", "cpu", "--quiet", "--results", str(folder / "results")]
+
+
+def views(folder: Path, numbers: tuple[int, ...] = (1, 2, 3)) -> list[str]:
+    pictures = [str(folder / f"{number}.png") for number in numbers]
+    return ["--views", *pictures, "--cameras", str(folder / "cameras.txt")]
+
+
+def weights(folder: Path, *stages: str) -> list[str]:
+    return ["--weights", *(str(folder / f"{stage}.safetensors") for stage in stages)]
+
+
+def predict(folder: Path, out: Path, *more: str) -> int:
+    both = weights(folder, "coarse", "refine")
+    return run(["mesh", "predict", *views(folder), *both, "--out", str(out), *common(folder), *more])
+
+
+def test_views_become_a_mesh_with_a_report(folder: Path, tmp_path: Path) -> None:
+    assert predict(folder, tmp_path / "a.glb") == 0
+    mesh = read_mesh(tmp_path / "a.glb")
+    np.testing.assert_array_equal(mesh.faces, small_template().levels[-1].faces)
+    report = (tmp_path / "a_run" / "report.html").read_text()
+    assert report.count("data:image/png") == 3
+    assert "3.png" in report
+
+
+def test_a_memory_limit_gives_the_same_mesh(folder: Path, tmp_path: Path) -> None:
+    assert predict(folder, tmp_path / "a.ply") == 0
+    assert predict(folder, tmp_path / "b.ply", "--memory-limit", "200MiB") == 0
+    assert (tmp_path / "a.ply").read_bytes() == (tmp_path / "b.ply").read_bytes()
+
+
+def test_what_was_converted_computes_what_was_trained(folder: Path, tmp_path: Path) -> None:
+    """Stages in files of their own, refined in two commands, are those of one command."""
+    coarse = weights(folder, "coarse")
+    command = ["mesh", "predict", *views(folder), *coarse, "--out", str(tmp_path / "coarse.obj"), *common(folder)]
+    assert run(command) == 0
+    better = ["--out", str(tmp_path / "better.obj"), *common(folder)]
+    refining = [*views(folder), *weights(folder, "refine"), *better]
+    assert run(["mesh", "refine", str(tmp_path / "coarse.obj"), *refining]) == 0
+    assert predict(folder, tmp_path / "both.obj") == 0
+    one, two = read_mesh(tmp_path / "better.obj"), read_mesh(tmp_path / "both.obj")
+    np.testing.assert_array_equal(one.vertices, two.vertices)
+    assert np.abs(one.vertices - read_mesh(tmp_path / "coarse.obj").vertices).max() > 1e-5
+
+
+def test_the_world_is_upright(folder: Path, tmp_path: Path) -> None:
+    """The object's frame is the first camera's, turned back and scaled."""
+    assert predict(folder, tmp_path / "camera.obj") == 0
+    assert predict(folder, tmp_path / "world.obj", "--frame", "world") == 0
+    camera, world = (read_mesh(tmp_path / f"{frame}.obj").vertices for frame in ("camera", "world"))
+    sizes = [np.linalg.norm(points - points.mean(axis=0), axis=1).mean() for points in (camera, world)]
+    assert sizes[1] == pytest.approx(sizes[0] / 0.57, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--views", "1.png", "2.png", "--cameras", "cameras.txt"], "has 3 camera(s) for 2 view(s)"),
+        (["--views", "1.png", "2.png", "4.png", "--cameras", "cameras.txt"], "there is no such file"),
+        (["--views", "1.png", "2.png", "white.png", "--cameras", "cameras.txt"], "shows no object"),
+        (["--views", "1.png", "2.png", "cameras.txt", "--cameras", "cameras.txt"], "cannot be read as a picture"),
+    ],
+)
+def test_bad_input_gets_one_clear_error(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(folder)
+    Image.new("RGB", (50, 50), "white").save("white.png")
+    both = weights(folder, "coarse", "refine")
+    status = run(["mesh", "predict", *arguments, *both, "--out", str(tmp_path / "a.glb"), *common(folder)])
+    captured = capsys.readouterr()
+    assert status != 0
+    assert said in " ".join((captured.out + captured.err).split())
+    assert "Traceback" not in captured.out + captured.err
+    assert not (tmp_path / "a.glb").exists()
+
+
+def test_weights_that_do_not_fit_are_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.load(folder / "refine.npz") as arrays:
+        tensors = dict(arrays)
+    tensors["drb1.local_conv2.bias"] = np.zeros(7, np.float32)
+    tensors["drb3.bias"] = tensors.pop("drb2.local_conv6.bias")
+    np.savez(tmp_path / "wrong.npz", **tensors)
+    assert run(["mesh", "convert", str(tmp_path / "wrong.npz"), str(tmp_path / "w.safetensors"), *common(folder)]) != 0
+    captured = capsys.readouterr()
+    said = " ".join((captured.out + captured.err).split())
+    for name in ("drb2.local_conv6.bias", "drb3.bias", "drb1.local_conv2.bias (7,), not (192,)"):
+        assert name in said
+    assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_any_closed_mesh_is_a_template(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = small_template()
+    stretched = make_template(ours.coordinates * (1, 2, 1), ours.walked)
+    write_mesh(tmp_path / "closed.obj", Mesh(stretched.coordinates, stretched.levels[0].faces))
+    write_mesh(tmp_path / "open.obj", Mesh(stretched.coordinates, stretched.levels[0].faces[1:]))
+    convert = ["mesh", "convert", str(folder / "coarse.npz"), str(tmp_path / "w.safetensors"), *common(folder)]
+    assert run([*convert, "--template", str(tmp_path / "open.obj")]) != 0
+    assert "Expected: a closed mesh" in " ".join(capsys.readouterr().err.split())
+    assert run([*convert, "--template", str(tmp_path / "closed.obj")]) == 0
