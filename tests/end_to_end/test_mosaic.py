@@ -55,7 +55,7 @@ def test_frames_become_one_audited_mosaic(tmp_path: Path, camera: Camera) -> Non
     channels = 3 if camera.pattern or camera.channels == 3 else 1
     with fits.open(made.science) as file:
         file.verify("exception")
-        assert [hdu.name for hdu in file] == ["IMAGE", "WEIGHT", "VARIANCE", "NEFF", "COVERAGE"]
+        assert [hdu.name for hdu in file] == ["IMAGE", "WEIGHT", "VARIANCE", "NEFF", "COVERAGE", "LOW", "HIGH"]
         for hdu in file:
             assert hdu.header["CTYPE1"].startswith("RA---TAN"), hdu.name
             assert hdu.data.shape == file[0].data.shape, hdu.name
@@ -117,6 +117,9 @@ def test_one_hit_of_60000_does_not_survive(tmp_path: Path) -> None:
     around = made.plane()[0, int(y) - 4 : int(y) + 6, int(x) - 4 : int(x) + 6]
     assert around.shape == (10, 10)
     assert np.abs(around - 1000).max() < 4 * Camera().noise
+    lost = made.plane("HIGH")[0, int(y) - 1 : int(y) + 3, int(x) - 1 : int(x) + 3]
+    assert lost.max() == 1, "the map of rejection shows it"
+    assert made.plane("HIGH").mean() < 0.1
 
 
 def scaled_frames(folder: Path, a: float, b: float) -> Path:
@@ -197,7 +200,7 @@ def test_both_assemblies_agree_where_nothing_is_rejected(tmp_path: Path) -> None
         mosaic(folder, tmp_path / assembly, "--final-assembly", assembly)
         for assembly in ("reproject_coadd", "incremental")
     )
-    for name in ("IMAGE", "WEIGHT", "VARIANCE", "NEFF", "COVERAGE"):
+    for name in ("IMAGE", "WEIGHT", "VARIANCE", "NEFF", "COVERAGE", "LOW", "HIGH"):
         np.testing.assert_allclose(one_by_one.plane(name), at_once.plane(name), rtol=2e-6)
 
 

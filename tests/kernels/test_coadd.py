@@ -17,14 +17,17 @@ def layers(stacks: int, rows: int = 3, width: int = 40, seed: int = 0) -> Tensor
     """Stacks of one channel with gaps, (rows, layers, 1, width, stacks) float64."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.rand((rows, len(LAYERS), 1, width, stacks), generator=generator, dtype=torch.float64)
-    image, weight, variance, n_eff, count = values.unbind(1)
+    image, weight, variance, n_eff, count, low, high = values.unbind(1)
     image.add_(1000)
     weight.add_(0.1)
     variance.add_(1)
     n_eff.mul_(5).add_(1)
     count.mul_(5).add_(1).ceil_()
+    low.mul_(3).floor_()
+    high.mul_(3).floor_()
     gaps = torch.rand(image.shape, generator=generator) < 0.3
-    image[gaps], weight[gaps], variance[gaps], n_eff[gaps], count[gaps] = torch.nan, 0, torch.nan, 0, 0
+    for layer, blank in zip(values.unbind(1), (torch.nan, 0, torch.nan, 0, 0, 0, 0), strict=True):
+        layer[gaps] = blank
     return values
 
 
@@ -60,7 +63,7 @@ def test_where_nothing_is_there_is_nothing() -> None:
     for row, column in ((1, 7), (2, 9)):
         assert blended["image"][row, 0, column].isnan()
         assert blended["variance"][row, 0, column].isnan()
-        assert all(blended[name][row, 0, column] == 0 for name in ("weight", "n_eff", "count"))
+        assert all(blended[name][row, 0, column] == 0 for name in ("weight", "n_eff", "count", "low", "high"))
     assert (blended["image"].isnan() == (blended["weight"] == 0)).all()
     assert blended["image"].nan_to_num(1000).ge(1000).all(), "a gap never counts as 0"
 
@@ -80,10 +83,10 @@ def test_the_unit_changes_nothing(a: float, b: float, rejection: Rejection) -> N
 
 def test_equal_stacks_count_for_all_their_frames() -> None:
     """Two stacks of 8 equal frames are a stack of 16."""
-    image, weight, variance, n_eff, count = 100.0, 2.0, 3.0, 8.0, 8.0
-    stack = torch.tensor([image, weight, variance, n_eff, count], dtype=torch.float64)[None, :, None, None]
+    image, weight, variance, n_eff, count, low, high = 100.0, 2.0, 3.0, 8.0, 8.0, 1.0, 0.0
+    stack = torch.tensor([image, weight, variance, n_eff, count, low, high], dtype=torch.float64)[None, :, None, None]
     blended = coadd(torch.stack([stack, stack], dim=-1), NONE)
-    assert blended.flatten().tolist() == pytest.approx([100, 4, 1.5, 16, 16], rel=1e-12)
+    assert blended.flatten().tolist() == pytest.approx([100, 4, 1.5, 16, 16, 2, 0], rel=1e-12)
 
 
 def test_a_stack_unlike_the_others_is_rejected_with_its_frames() -> None:
