@@ -26,6 +26,8 @@ BAYER = {
     "GBRG": ((1, 2), (0, 1)),
 }
 WHITE, BLACK = 16383, 512
+WORLD, MARGIN = (294, 414), 24
+"""Size of what there is to see, and how far into it a frame without a shift begins."""
 MATRIX = (0.7374, -0.2389, -0.0551, -0.5435, 1.3162, 0.2519, -0.1006, 0.1795, 0.6552)
 
 Pattern = Sequence[Sequence[int]]
@@ -125,7 +127,7 @@ class SceneMaker:
     Parameters
     ----------
     size : tuple of int
-        Of the visible frames.
+        Of the visible frames, up to the world without its margins.
     pattern : sequence
         From the first visible pixel of the ground truth on.
     seed : int
@@ -135,16 +137,14 @@ class SceneMaker:
     size: tuple[int, int] = (240, 360)
     pattern: Pattern = BAYER["RGGB"]
     seed: int = 0
-    margin: int = 24
 
     def shot(
         self, shift: tuple[int, int] = (0, 0), *, exposure: float = 0.6, full_well: float = 20000, seed: int = 1
     ) -> NDArray[np.uint16]:
         """Return a mosaic with ``anchor[y + dy, x + dx] ≈ shot[y, x]``, an anchor being a shot with no shift."""
         height, width = self.size
-        whole = texture(height + 2 * self.margin, width + 2 * self.margin, self.seed)
-        top, left = self.margin + shift[0], self.margin + shift[1]
-        light = whole[top : top + height, left : left + width]
+        top, left = MARGIN + shift[0], MARGIN + shift[1]
+        light = texture(*WORLD, self.seed)[top : top + height, left : left + width]
         colour = np.array((0.5, 1.0, 0.7))[_colours(self.pattern, self.size)]
         electrons = np.random.default_rng(seed).poisson(light * colour * exposure * full_well)
         raw = BLACK + (WHITE - BLACK) * electrons / full_well

@@ -192,6 +192,20 @@ def test_frames_that_are_no_pair_are_flagged(tmp_path: Path, capsys: pytest.Capt
     assert "desk/dark.dng cannot be paired with desk/gt/a.dng" in said
 
 
+@pytest.mark.parametrize("pattern", ["BGGR", "GRBG", "GBRG"])
+def test_frames_of_another_size_and_phase_are_brought_together(tmp_path: Path, pattern: str) -> None:
+    scene = tmp_path / "in" / "desk"
+    SceneMaker().write(scene / "gt" / "a.dng")
+    SceneMaker(size=(220, 330), pattern=BAYER[pattern]).write(scene / "b.dng", (5, -3), seed=2)
+    assert pairs(tmp_path / "in", tmp_path / "pairs") == 0
+    (line,) = manifest(tmp_path / "pairs")
+    assert line["status"] == "ok"
+    assert line["shift"] == pytest.approx((5, -3), abs=2 * SHIFT_ERROR)
+    assert line["noisy_size"] == [330, 220]
+    assert line["crops"]
+    assert verify(tmp_path / "pairs") == 0
+
+
 def test_a_dataset_without_any_pair_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scene = tmp_path / "in" / "desk"
     SceneMaker().write(scene / "gt" / "a.dng")

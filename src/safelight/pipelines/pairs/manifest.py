@@ -35,11 +35,14 @@ SCENES = "scenes"
 Line = dict[str, Any]
 BITS = {"moved": MOVED, "clipped_gt": CLIPPED_ANCHOR, "clipped_noisy": CLIPPED_TARGET, "outside": OUTSIDE}
 _DIGITS = 5
+_COUNTED_ROWS = 256
 
 
 def mask_facts(mask: NDArray[np.uint8]) -> dict[str, Any]:
     """Return which share of a mask is usable, of what both frames show, and which share has each bit, of the whole."""
-    counts = np.bincount(mask.ravel(), minlength=256)
+    counts = np.zeros(256, np.int64)
+    for start in range(0, len(mask), _COUNTED_ROWS):  # NumPy widens what it counts to 64 bits
+        counts += np.bincount(mask[start : start + _COUNTED_ROWS].ravel(), minlength=256)
     values = np.arange(256)
     shares = {name: counts[(values & bit) > 0].sum() / mask.size for name, bit in BITS.items()}
     seen = max(mask.size - int(counts[(values & OUTSIDE) > 0].sum()), 1)
