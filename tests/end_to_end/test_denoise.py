@@ -106,6 +106,9 @@ def test_a_folder_with_bad_files_gets_the_good_ones_done(tmp_path: Path) -> None
         (lambda: noisy(64, 64), ["predict", "a.tif", "--model", "a.tif"], "no usable denoising model"),
         (lambda: noisy(64, 64), ["run", "a.tif", "--device", "tpu"], "--device tpu"),
         (lambda: noisy(64, 64), ["run", "a.tif", "--time-budget", "soon"], "not a duration"),
+        (lambda: noisy(64, 64), ["run", "a.tif", "--structure", "0110"], "--structure 0110: a structural mask has odd"),
+        (lambda: noisy(64, 64), ["run", "a.tif", "--clean", "none.tif"], "none.tif: does not exist"),
+        (lambda: noisy(64, 64), ["run", "a.tif", "--memory-limit", "9MiB"], "does not fit, even in parts of one"),
     ],
 )
 def test_bad_input_gets_one_clear_error(tmp_path: Path, make: object, arguments: list[str], expected: str) -> None:
@@ -115,6 +118,26 @@ def test_bad_input_gets_one_clear_error(tmp_path: Path, make: object, arguments:
     assert done.returncode != 0
     assert expected in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("safelight:")]) == 1
+
+
+def test_what_is_odd_about_channels_and_brightness_is_said(tmp_path: Path) -> None:
+    plane = noisy(64, 64)
+    flat = np.full_like(plane, 9)
+    tifffile.imwrite(tmp_path / "a.tif", np.stack((plane, plane, flat)), imagej=True, metadata={"axes": "CYX"})
+    tifffile.imwrite(
+        tmp_path / "b.tif",
+        (np.stack((plane, plane, flat)) / 900).astype(np.float32),
+        imagej=True,
+        metadata={"axes": "CYX"},
+    )
+    first = denoise(tmp_path, "run", "a.tif", "--steps", "3", "--features", "4", "--out", "o")
+    assert first.returncode == 0, first.stderr
+    for sentence in ("3 channels, each denoised by itself", "Channels 3 hold one value only", "hold the same image"):
+        assert sentence in first.stderr
+    assert "far from those the model was trained on" not in first.stderr
+    other = denoise(tmp_path, "predict", "b.tif", "--model", "o", "--out", "p")
+    assert "b_channel1: its pixels (mean 0.3" in other.stderr
+    assert "far from those the model was trained on" in other.stderr
 
 
 def test_missing_pixels_stay_missing(tmp_path: Path) -> None:

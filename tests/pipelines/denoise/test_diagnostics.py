@@ -22,7 +22,8 @@ from safelight.pipelines.denoise.diagnostics import (
     measure_leak,
 )
 from safelight.pipelines.denoise.masking import MaskingSettings
-from safelight.pipelines.denoise.noise_model import fit_noise, format_structure, noise_correlation
+from safelight.pipelines.denoise.noise_model import fit_noise, noise_correlation
+from safelight.pipelines.denoise.structure import format_structure
 
 SIZE = 320
 

@@ -11,7 +11,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from safelight.pipelines.denoise.masking import BlindSpots, Masker, MaskingSettings, box_side, line
+from safelight.pipelines.denoise.masking import BlindSpots, Masker, MaskingSettings, box_side
+from safelight.pipelines.denoise.structure import line
 
 CPU = torch.device("cpu")
 

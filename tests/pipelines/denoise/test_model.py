@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from safelight.core.errors import InputError
-from safelight.pipelines.denoise.masking import line
 from safelight.pipelines.denoise.model import VERSION, DenoiseModel, Normalisation
 from safelight.pipelines.denoise.network import Architecture, UNet
+from safelight.pipelines.denoise.structure import line
 
 
 def a_model() -> DenoiseModel:

@@ -15,10 +15,10 @@ from safelight.core.execute import Executor
 from safelight.core.memory import VirtualDevice
 from safelight.core.plan import Corrections
 from safelight.pipelines.denoise.frames import ArrayImage, Frames
-from safelight.pipelines.denoise.masking import line
 from safelight.pipelines.denoise.model import DenoiseModel, Normalisation
 from safelight.pipelines.denoise.network import Architecture, UNet
 from safelight.pipelines.denoise.prediction import Predictor, predict
+from safelight.pipelines.denoise.structure import line
 
 
 @pytest.fixture
@@ -181,3 +181,5 @@ def test_axes_that_are_none_are_refused() -> None:
     for axes in ("QX", "YY", "ZX", "YXC"):
         with pytest.raises(InputError, match="axes"):
             Frames(ArrayImage(an_image(8, 8), axes), 2)
+    with pytest.raises(InputError, match="axes YX, the network needs ZYX"):
+        Frames(ArrayImage(an_image(8, 8), "YX"), 3)

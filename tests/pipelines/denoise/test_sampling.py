@@ -10,8 +10,8 @@ import torch
 
 from safelight.core.errors import InputError
 from safelight.pipelines.denoise.frames import ArrayImage, Frames
-from safelight.pipelines.denoise.masking import line
 from safelight.pipelines.denoise.sampling import Moments, PatchSampler, Pool, Symmetries
+from safelight.pipelines.denoise.structure import line
 
 CPU = torch.device("cpu")
 NO_SYMMETRY = Symmetries(False, False, False)

@@ -21,10 +21,11 @@ from safelight.core.memory import VirtualDevice
 from safelight.core.plan import Corrections
 from safelight.pipelines.denoise.footprint import plan_step
 from safelight.pipelines.denoise.frames import ArrayImage, Frames
-from safelight.pipelines.denoise.masking import MaskingSettings, line
+from safelight.pipelines.denoise.masking import MaskingSettings
 from safelight.pipelines.denoise.network import Architecture
 from safelight.pipelines.denoise.prediction import Predictor
 from safelight.pipelines.denoise.schedule import default_steps, learning_rate_at
+from safelight.pipelines.denoise.structure import line
 from safelight.pipelines.denoise.training import Epoch, Training, TrainingSettings
 
 CPU = Device(torch.device("cpu"))

@@ -38,6 +38,20 @@ def find_clean(noisy: Path, clean: Path) -> Path:
     return matches[0]
 
 
+def check_shape(clean: ImageFile, shape: tuple[int, ...]) -> None:
+    """Refuse a clean image of another shape than the noisy one's.
+
+    Raises
+    ------
+    InputError
+        Its shape differs.
+    """
+    if clean.shape != shape:
+        raise InputError(
+            f"the clean image has shape {clean.shape}", path=clean.path, expected=f"{shape}, as the noisy one"
+        )
+
+
 def compare_with_clean(
     noisy: ImageFile, denoised: ImageFile, clean: Path, dims: int, data_range: float | None, events: EventLog
 ) -> dict[str, float]:
@@ -51,10 +65,7 @@ def compare_with_clean(
         The clean image has another shape.
     """
     with open_image(clean, noisy.axes) as reference:
-        if reference.shape != noisy.shape:
-            raise InputError(
-                f"the clean image has shape {reference.shape}", path=clean, expected=f"{noisy.shape}, as the noisy one"
-            )
+        check_shape(reference, noisy.shape)
         frames = [Frames(image, dims) for image in (noisy, denoised, reference)]
         measured = [_measure(*triple, data_range) for triple in _triples(*frames)]
     means = {name: sum(one[name] for one in measured) / len(measured) for name in measured[0]}

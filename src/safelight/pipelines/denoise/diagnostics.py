@@ -21,20 +21,17 @@ from safelight.pipelines.denoise.masking import Masker, MaskingSettings
 from safelight.pipelines.denoise.noise_model import (
     NoiseCorrelation,
     NoiseFit,
-    Structure,
     fit_noise,
-    format_structure,
     noise_correlation,
 )
+from safelight.pipelines.denoise.structure import format_structure
 
 __all__ = [
     "Checkerboard",
     "Diagnostics",
-    "Structure",
     "StructureTest",
     "diagnose",
     "find_structure",
-    "format_structure",
     "measure_checkerboard",
     "measure_leak",
     "noise_correlation",

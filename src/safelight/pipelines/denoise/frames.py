@@ -131,10 +131,14 @@ class Frames:
 
 def _check_axes(image: Image, spatial: str) -> None:
     axes = image.axes
-    wrong = set(axes) - set("STCZYX") or len(set(axes)) != len(axes) or len(axes) != len(image.shape)
-    if wrong or not set(spatial) <= set(axes):
+    if set(axes) - set("STCZYX") or len(set(axes)) != len(axes) or len(axes) != len(image.shape):
         raise InputError(
             f"the axes {axes!r} do not describe an image of shape {tuple(image.shape)}",
-            expected=f"one different letter of STCZYX per axis, {' and '.join(spatial)} among them",
+            expected="one different letter of STCZYX per axis",
             remedy="say what the axes are with --axes",
+        )
+    if not set(spatial) <= set(axes):
+        raise InputError(
+            f"the image has the axes {axes}, the network needs {spatial}",
+            remedy="say what the axes are with --axes, or use a model that was trained with --dimensions 2",
         )

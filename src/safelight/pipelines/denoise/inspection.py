@@ -13,7 +13,6 @@ from safelight.formats.microscopy import ImageFile, open_image
 from safelight.pipelines.denoise.comparison import find_clean
 from safelight.pipelines.denoise.diagnostics import (
     Diagnostics,
-    Structure,
     diagnose,
     measure_leak,
     noise_correlation,
@@ -23,9 +22,15 @@ from safelight.pipelines.denoise.masking import MaskingSettings
 from safelight.pipelines.denoise.model import DenoiseModel
 from safelight.pipelines.denoise.options import PredictionOptions
 from safelight.pipelines.denoise.report import draw_pictures
+from safelight.pipelines.denoise.structure import Structure
 
 LARGEST_PART = {2: (1024, 1024), 3: (32, 512, 512)}
 SHOWN_CHANNELS = 4
+
+LARGEST_SHIFT = 4.0
+"""Deviations of the training data by which an image's mean may differ from theirs before that is said."""
+DEVIATIONS = (0.1, 4.0)
+"""Least and largest deviation of an image, over that of the training data."""
 
 
 def look_closer(
@@ -51,8 +56,23 @@ def look_closer(
             context.events.info("channels_not_shown", name=name, shown=SHOWN_CHANNELS, channels=len(parts[0]))
             break
         label = name if len(parts[0]) == 1 else f"{name}_channel{number + 1}"
+        _compare_with_training(label, channel[0], model, number, context)
         channels.append(_look_at_channel(label, channel, leak, context))
     return {"channels": channels}
+
+
+def _compare_with_training(label: str, noisy: Tensor, model: DenoiseModel, channel: int, context: Context) -> None:
+    """Say where an image is so much brighter, darker or flatter than the training data that its result means little."""
+    values = noisy[noisy.isfinite()]
+    if not len(values):
+        return
+    mean, deviation = float(values.mean()), float(values.std(correction=0))
+    usual, spread = model.normalisation.mean[channel], model.normalisation.std[channel]
+    flat_or_wild = deviation > 0 and not DEVIATIONS[0] <= deviation / spread <= DEVIATIONS[1]
+    if flat_or_wild or abs(mean - usual) > LARGEST_SHIFT * spread:
+        context.events.warning(
+            "unlike_training", name=label, mean=mean, deviation=deviation, usual_mean=usual, usual_deviation=spread
+        )
 
 
 def _leak_of(model: DenoiseModel) -> float | None:

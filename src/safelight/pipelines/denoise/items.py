@@ -13,6 +13,7 @@ import numpy as np
 from safelight.core.errors import InputError, OutputError, SafelightError, UsageError
 from safelight.core.pipeline import Found, Item, Refusal
 from safelight.formats.microscopy import check_output, find_images, open_image
+from safelight.pipelines.denoise.comparison import check_shape, find_clean
 from safelight.pipelines.denoise.options import ExportOptions, ImageOptions, PredictionOptions, TrainingOptions
 
 MODEL = "model.safetensors"
@@ -61,6 +62,7 @@ def find_items(options: ImageOptions) -> Found:
                 _check_size(image, options)
             item = Item(name, (path,), image)
             if isinstance(options, PredictionOptions):
+                _check_clean(image, options)
                 target = choose_target(item, options, options.run_folder())
                 check_output(target.path, image.shape, image.axes, target.dtype)
             items.append(item)
@@ -151,6 +153,15 @@ def _check_channels(image: ImageItem, items: Sequence[Item]) -> None:
             expected=f"{items[0].payload.channels}, as the first image has",
             remedy="denoise images of different kinds in runs of their own",
         )
+
+
+def _check_clean(image: ImageItem, options: PredictionOptions) -> None:
+    """Refuse an image without a clean reference of its shape before time is spent on it."""
+    if options.clean is None:
+        return
+    clean = find_clean(image.path, options.clean)
+    with open_image(clean, image.axes) as reference:
+        check_shape(reference, image.shape)
 
 
 def _check_size(image: ImageItem, options: TrainingOptions) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from safelight.core.options import Settings
 from safelight.kernels.neighbours import mean_of, median_of, pick_of
+from safelight.pipelines.denoise.structure import Structure, check_structure
 
 Replacement = Literal["median", "mean", "uniform"]
 
@@ -33,7 +34,7 @@ class MaskingSettings(Settings):
         "median", description="Seen in place of a hidden pixel: median or mean of its neighbours, or one of them."
     )
     radius: int = Field(2, ge=1, le=15, description="Half the side of the neighbourhood, in pixels.")
-    structure: tuple[tuple[int, ...], ...] = Field(
+    structure: Structure = Field(
         (),
         description="Rows of 0 and 1 centred on the hidden pixel: the last two axes' sites whose noise is "
         "correlated with it (structN2V).",
@@ -41,14 +42,8 @@ class MaskingSettings(Settings):
 
     @field_validator("structure")
     @classmethod
-    def _centred(cls, rows: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
-        if any(len(row) != len(rows[0]) for row in rows):
-            raise ValueError("the rows of a structural mask must be equally long")
-        if rows and (len(rows) % 2 == 0 or len(rows[0]) % 2 == 0):
-            raise ValueError("a structural mask has odd sides, so that it has a centre")
-        if any(site not in (0, 1) for row in rows for site in row):
-            raise ValueError("a structural mask is made of 0 and 1")
-        return rows
+    def _centred(cls, rows: Structure) -> Structure:
+        return check_structure(rows)
 
     @property
     def sites(self) -> tuple[tuple[int, int], ...]:
@@ -60,16 +55,6 @@ class MaskingSettings(Settings):
             for x, site in enumerate(row)
             if site and (y, x) != (middle_y, middle_x)
         )
-
-
-def line(radius: int, axis: Literal["horizontal", "vertical", "cross"]) -> tuple[tuple[int, ...], ...]:
-    """Return the structural mask of noise correlated along rows, columns or both, ``radius`` pixels each way."""
-    side = range(-radius, radius + 1)
-    if axis == "horizontal":
-        return ((1,) * len(side),)
-    if axis == "vertical":
-        return ((1,),) * len(side)
-    return tuple(tuple(int(y == 0 or x == 0) for x in side) for y in side)
 
 
 def box_side(percent: float, dims: int) -> int:

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from safelight.kernels.noise import block_spectra, variance_by_level
-from safelight.pipelines.denoise.masking import line
-
-Structure = tuple[tuple[int, ...], ...]
+from safelight.pipelines.denoise.structure import Structure, line
 
 CORRELATED = 0.1
 """Noise correlation from which structN2V is suggested: the network can predict about 2·0.1² of the noise."""
@@ -131,11 +129,6 @@ def fit_noise(noisy: Tensor, denoised: Tensor) -> NoiseFit | None:
         return None
     gain, intercept = _robust_line(levels, variances)
     return NoiseFit(gain, intercept, tuple(levels.tolist()), tuple(variances.tolist()))
-
-
-def format_structure(structure: Structure) -> str:
-    """Return a structural mask as ``--structure`` takes it: rows of 0 and 1; ``none`` without."""
-    return "/".join("".join(map(str, row)) for row in structure) or "none"
 
 
 def _reach(correlation: tuple[float, ...]) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from safelight.core.options import CommonOptions, PathPattern, Seconds, Settings
+from safelight.pipelines.denoise.structure import parse_structure
 
 OutputFormat = Literal["same", "tif", "ome.tif", "ome.zarr", "npy", "npz", "png"]
 IMAGE_SUFFIXES = (".tif", ".tiff", ".zarr", ".npy", ".npz", ".png")
@@ -86,6 +87,13 @@ class TrainingOptions(Settings):
     )
     seed: int = _field("Training", 0, "Seed of every random draw.", ge=0)
 
+    @field_validator("structure")
+    @classmethod
+    def _drawn_masks_have_a_centre(cls, structure: str) -> str:
+        if structure[0] in "01":
+            parse_structure(structure)
+        return structure
+
 
 class PredictionOptions(Settings):
     """How images are denoised with a trained network."""
@@ -108,7 +116,7 @@ class PredictionOptions(Settings):
     @model_validator(mode="after")
     def _range_needs_clean(self) -> Self:
         if self.data_range is not None and self.clean is None:
-            raise ValueError("data_range needs clean")
+            raise ValueError("--data-range needs --clean")
         return self
 
 

@@ -177,7 +177,18 @@ def _start_training(items: Sequence[Item], images: Sequence[ImageFile], setup: S
         context.events.info("training_steps", steps=training.steps)
     if setup.training.time_budget:
         context.events.info("training_time", seconds=setup.training.time_budget)
+    _say_odd_channels(training, context)
     return training
+
+
+def _say_odd_channels(training: Training, context: Context) -> None:
+    constant = training.pool.moments.constant()
+    if constant:
+        context.events.warning("constant_channels", channels=[number + 1 for number in constant])
+    statistics = list(zip(training.normalisation.mean, training.normalisation.std, strict=True))
+    varying = [pair for number, pair in enumerate(statistics) if number not in constant]
+    if len(set(varying)) < len(varying):
+        context.events.warning("equal_channels")
 
 
 def _tell(epoch: Epoch, preview: Preview, context: Context) -> None:

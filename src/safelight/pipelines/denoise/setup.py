@@ -12,12 +12,12 @@ from safelight.core.execute import Executor
 from safelight.core.pipeline import Item
 from safelight.core.plan import Plan
 from safelight.formats.microscopy import ImageFile
-from safelight.pipelines.denoise.diagnostics import Structure, format_structure
 from safelight.pipelines.denoise.footprint import plan_step
 from safelight.pipelines.denoise.inspection import suggest_structure
-from safelight.pipelines.denoise.masking import MaskingSettings, Replacement, line
+from safelight.pipelines.denoise.masking import MaskingSettings, Replacement
 from safelight.pipelines.denoise.network import Architecture
 from safelight.pipelines.denoise.options import TrainingOptions
+from safelight.pipelines.denoise.structure import Structure, format_structure, line, parse_structure
 from safelight.pipelines.denoise.training import TrainingSettings
 
 PLANES_FOR_3D = 16
@@ -43,9 +43,12 @@ def choose_setup(
     """Choose network, masking and training for the images; options decide where they are given."""
     n2v2 = options.method == "n2v2"
     dims = _dimensions(items, options, events)
+    channels = items[0].payload.channels
+    if channels > 1 and not options.joint_channels:
+        events.info("channels_apart", channels=channels)
     architecture = Architecture(
         dims=dims,
-        channels=items[0].payload.channels,
+        channels=channels,
         joint=options.joint_channels,
         depth=options.depth,
         features=options.features,
@@ -99,9 +102,9 @@ def _structure(images: Sequence[ImageFile], options: TrainingOptions, events: Ev
         return ()
     if options.structure == "auto":
         structure = suggest_structure(images[0])
-        events.info("structure_chosen", structure=format_structure(structure) or "none")
+        events.info("structure_chosen", structure=format_structure(structure))
         return structure
     match options.structure:
         case "horizontal" | "vertical" | "cross" as axis:
             return line(options.structure_radius, axis)
-    return tuple(tuple(map(int, row)) for row in options.structure.split("/"))
+    return parse_structure(options.structure)
