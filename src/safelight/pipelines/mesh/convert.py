@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from safelight.core.errors import InputError
 from safelight.core.pipeline import Context, Item, Record
 from safelight.formats.mesh import SUFFIXES, read_mesh
+from safelight.formats.tf_checkpoint import INDEX, read_checkpoint
 from safelight.formats.weights import read_weights
 from safelight.pipelines.mesh.model import COARSE, REFINE, Model, load_strictly, write_model
 from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork
 from safelight.pipelines.mesh.options import ConvertOptions
 from safelight.pipelines.mesh.template import Template, ellipsoid, make_template
+
+_CONVOLUTION = re.compile(r".*/cnn/conv2d_(\d+)/([Wb])(?::0)?")
+_GRAPH = re.compile(r".*/graph_conv_blk(\d)_(\d+)_layer_\d+_vars/(weights_[01]|bias)(?::0)?")
+_REASONING = re.compile(r".*/graph_drb_blk(\d)_layer_\d+/localgconv_(\d+)_vars/(weights_[01]|bias)(?::0)?")
+"""Names in the published TensorFlow checkpoints."""
+_NO_WEIGHTS = ("/Adam", "beta1_power", "beta2_power", "global_step")
+_LAYERS_OF_REASONING = 6
+"""Counted on in the second block: its first layer is the seventh."""
 
 _OF_COARSE = "gcn1_layers.0.bias"
 _OF_REFINE = "drb1.local_conv1.bias"
@@ -71,6 +82,9 @@ def _template(options: ConvertOptions, context: Context) -> Template:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix.lower() == INDEX:
+        tensors = read_checkpoint(path)
+        return {_name(path, name): _turned(name, values) for name, values in tensors.items() if _is_weight(name)}
     if path.suffix.lower() != ".npz":
         return read_weights(path).tensors
     try:
@@ -78,3 +92,27 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"cannot be read as arrays ({error})", path=path) from None
+
+
+def _is_weight(name: str) -> bool:
+    """Return whether a tensor of a checkpoint is not one of the optimiser's."""
+    return not any(part in name for part in _NO_WEIGHTS)
+
+
+def _name(path: Path, name: str) -> str:
+    """Return the name of a tensor in the networks here."""
+    if match := _CONVOLUTION.fullmatch(name):
+        return f"cnn.conv{match[1]}.{'weight' if match[2] == 'W' else 'bias'}"
+    if match := _GRAPH.fullmatch(name):
+        return f"gcn{match[1]}_layers.{int(match[2]) - 1}.{match[3].replace('_', '.')}"
+    if match := _REASONING.fullmatch(name):
+        layer = (int(match[2]) - 1) % _LAYERS_OF_REASONING + 1
+        return f"drb{match[1]}.local_conv{layer}.{match[3].replace('_', '.')}"
+    raise InputError(f"its tensor {name} belongs to no stage of Pixel2Mesh++", path=path)
+
+
+def _turned(name: str, values: NDArray[np.generic]) -> Tensor:
+    """Return a tensor with its axes as here: TensorFlow's convolutions are (height, width, given, wanted)."""
+    return torch.from_numpy(
+        values.transpose(3, 2, 0, 1).copy() if _CONVOLUTION.fullmatch(name) and values.ndim == 4 else values
+    )
