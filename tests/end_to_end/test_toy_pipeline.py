@@ -127,6 +127,23 @@ def test_a_changed_input_option_or_output_is_done_again(toy: Path) -> None:
     assert processed(toy)[6:] == ["a", "b"]
 
 
+def test_workers_give_what_one_process_gives_in_the_order_of_the_items(toy: Path) -> None:
+    (toy / "texts" / "c.txt").write_text("a bad one")
+    (toy / "texts" / "d.txt").write_text("six seven eight nine")
+    assert count(toy, "--workers", "2").returncode == 1
+    shared = {path.name: path.read_bytes() for path in (toy / "counts").glob("*.count")}
+    document = json.loads((toy / "counts" / "run.json").read_text())
+    assert [item["name"] for item in document["items"]] == ["a", "b", "d"]
+    assert document["averages"] == {"words": 3.0}
+    assert len(document["workers"]) == 2
+    assert sorted(processed(toy)) == ["a", "b", "d"]
+    (toy / "texts" / "c.txt").write_text("ten")
+    assert count(toy).returncode == 0
+    assert sorted(processed(toy)) == ["a", "b", "c", "d"], "another number of workers does nothing again"
+    assert count(toy, "--fresh").returncode == 0
+    assert {path.name: path.read_bytes() for path in (toy / "counts").glob("[abd].count")} == shared
+
+
 def test_a_failed_item_is_named_and_the_others_are_done(toy: Path) -> None:
     (toy / "texts" / "a.txt").write_text("a bad one")
     outcome = count(toy)

@@ -116,6 +116,7 @@ class CommonOptions(Settings):
     compile: bool = Field(False, description="Compile networks with torch.compile.")
     compile_mode: CompileMode = Field("default", description="How torch.compile optimises.")
     workers: int = Field(1, ge=1, description="Processes that share the items, with one thread and one GPU each.")
+    cluster: str | None = Field(None, description="Address of a Dask scheduler whose workers share the items.")
     warmup_iters: int = Field(3, ge=0, description="Iterations not counted in timings.")
     results: Path = Field(Path("results"), description="Folder of the history of all runs.")
     model_name: str = Field("", description="Name of this run in the history; the pipeline's by default.")
@@ -132,4 +133,10 @@ class CommonOptions(Settings):
     def _one_voice(self) -> Self:
         if self.quiet and self.verbose:
             raise ValueError("quiet and verbose exclude each other")
+        return self
+
+    @model_validator(mode="after")
+    def _one_kind_of_workers(self) -> Self:
+        if self.cluster and self.workers > 1:
+            raise ValueError("workers and cluster exclude each other: a cluster has workers of its own")
         return self

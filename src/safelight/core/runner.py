@@ -11,6 +11,7 @@ from typing import Any
 from safelight.core import history
 from safelight.core.books import Books
 from safelight.core.books import Outcome as Outcome  # what run_command returns
+from safelight.core.cluster import ClusterPool, check_cluster
 from safelight.core.device import select
 from safelight.core.errors import CancelledError, NothingToDoError
 from safelight.core.events import EventLog, Severity, Value
@@ -80,6 +81,8 @@ def run_command(
         _say_plan(command, options, context, found.items)
         return outcome
     history.check(options.results)
+    if options.cluster:
+        check_cluster(options.cluster)
     run = Run(folder, f"{pipeline.name} {command.name}", command.options_of_result(options))
     with run.open(options.fresh), events.recorded(folder / EVENTS):
         _Job(pipeline, command, options, context, run, outcome, before, started).do()
@@ -169,17 +172,17 @@ class _Job:
     def _do_items(self, items: Sequence[Item], prepared: Prepared) -> None:
         """Do all items: one after the other in this process, or shared among workers."""
         places = self._places(len(items))
-        if len(places) < 2:
+        if len(places) < 2 and not self.options.cluster:
             for item in items:
                 self._do_item(self.command.process, item, prepared)
             return
-        self.events.info("items_shared", items=len(items), workers=len(places), devices=list(dict.fromkeys(places)))
         self.context.device.empty_cache()
-        folder = self.context.folder
+        folder, process = self.context.folder, self.command.process
         with (
-            shared_with_workers(self.command.process, self.options, folder, prepared.value, len(places)) as work,
-            LocalPool(work, places) as pool,
+            shared_with_workers(process, self.options, folder, prepared.value, len(places)) as work,
+            ClusterPool(self.options.cluster, work) if self.options.cluster else LocalPool(work, places) as pool,
         ):
+            self.events.info("items_shared", items=len(items), workers=pool.size, places=pool.where)
             share_out(items, pool, self.books, self.context.progress)
 
     def _places(self, items: int) -> tuple[str, ...]:

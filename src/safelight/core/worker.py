@@ -55,6 +55,8 @@ class Work:
         The file with what ``prepare`` returned for the items.
     sha256 : str
         Its digest: nothing else is unpickled.
+    current : Path
+        Where relative paths begin.
     workers : int
         Processes that share a machine.
     """
@@ -64,6 +66,7 @@ class Work:
     folder: Path
     shared: Path
     sha256: str
+    current: Path
     workers: int
 
 
@@ -221,7 +224,8 @@ def shared_with_workers(
     content = packed(shared)
     with scratch_file(folder / "shared.pickle") as path:
         path.write_bytes(content)
-        yield Work(process, options, folder.resolve(), path.resolve(), hashlib.sha256(content).hexdigest(), workers)
+        sha256 = hashlib.sha256(content).hexdigest()
+        yield Work(process, options, folder.resolve(), path.resolve(), sha256, Path.cwd(), workers)
 
 
 def packed(value: object) -> bytes:

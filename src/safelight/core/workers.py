@@ -15,6 +15,7 @@ from typing import Protocol, Self
 
 from safelight.core.device import Device, devices
 from safelight.core.errors import WorkerError
+from safelight.core.events import Value
 from safelight.core.files import remove_leftovers
 from safelight.core.options import CommonOptions
 from safelight.core.pipeline import Item
@@ -30,7 +31,20 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 
 
 class Pool(Protocol):
-    """Workers that do items."""
+    """Workers that do items.
+
+    Attributes
+    ----------
+    size : int
+        How many there are at most.
+    where : list
+        Where they compute.
+    """
+
+    @property
+    def size(self) -> int: ...  # noqa: D102
+    @property
+    def where(self) -> list[Value]: ...  # noqa: D102
 
     def run(self, take: TakeItem) -> Iterator[tuple[Item, Told]]:
         """Do all items and yield what the workers tell of each, in its order; at last how it ended.
@@ -61,6 +75,8 @@ class LocalPool:
     """
 
     def __init__(self, work: Work, places: Sequence[str]) -> None:
+        self.size = len(places)
+        self.where: list[Value] = [*dict.fromkeys(places)]
         self._work = work
         self._vacant = list(places)
         self._workers: list[_LocalWorker] = []
@@ -132,7 +148,7 @@ class LocalPool:
             self._dismiss(worker)
             if not self._one_was_ready:
                 raise WorkerError(f"no worker process can start: the first {worker.cause()}", remedy="--workers 1")
-            yield item, Failed(_died(item, worker.cause()))
+            yield item, Failed(died(item, worker.cause()))
 
     def _dismiss(self, worker: _LocalWorker) -> None:
         """Make room for another worker, and remove what this one leaves."""
@@ -213,11 +229,12 @@ def _with_news(workers: Sequence[_LocalWorker]) -> list[_LocalWorker]:
     return list(dict.fromkeys(by_handle[handle] for handle in connection.wait(list(by_handle))))  # type: ignore[index]
 
 
-def _died(item: Item, cause: str) -> WorkerError:
+def died(item: Item, cause: str) -> WorkerError:
+    """Return the failure of an item whose worker has died."""
     return WorkerError(
         f"the worker process {cause} in the middle of it",
         path=item.inputs[0] if item.inputs else None,
-        remedy="if memory ran out, fewer --workers; the same command tries it again",
+        remedy="if memory ran out, fewer workers or a --memory-limit; the same command tries it again",
     )
 
 
