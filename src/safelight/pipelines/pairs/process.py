@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from safelight.core.errors import InputError, NothingToDoError, SafelightError
-from safelight.core.events import Value
+from safelight.core.events import Event, Severity, Value
 from safelight.core.files import atomic_write
 from safelight.core.pipeline import Context, Item, Record
 from safelight.formats.raw import RawFrame
 from safelight.pipelines.pairs import RUN
-from safelight.pipelines.pairs.alignment import Anchor, PairAlignment, align, prepare
+from safelight.pipelines.pairs.alignment import Anchor, PairAlignment, Reason, align, prepare
 from safelight.pipelines.pairs.crops import first_tile, lay_out, write_crops
 from safelight.pipelines.pairs.decoding import Decoded, decode_ahead
 from safelight.pipelines.pairs.items import CROPS, FrameFile, Scene
@@ -47,6 +47,16 @@ ANCHORS_BYTES = 400_000_000
 _ANCHOR_COPIES = 2
 """A prepared ground truth takes its mosaic, its grey image and its spectrum: about twice the mosaic."""
 _PNG_EFFORT = 3
+_NOTICES: Mapping[Reason, str] = {
+    "other_sensor": "pair_other_sensor",
+    "other_phase": "pair_other_phase",
+    "clipped": "pair_clipped",
+    "no_signal": "pair_no_signal",
+    "small_overlap": "pair_small_overlap",
+    "wrong_scene": "pair_wrong_scene",
+    "no_light": "pair_no_light",
+    "uneven_shift": "pair_uneven_shift",
+}
 
 
 @dataclass
@@ -160,9 +170,9 @@ def _pair(work: _SceneWork, gt: Decoded, anchor: Anchor, noisy: Decoded, frame: 
     alignment = align(anchor, frame, work.context.executor, work.options.min_confidence)
     found = mask(anchor, frame, alignment, work.context.executor, work.options.mask)
     line = make_line(work.scene.name, gt, noisy, alignment, mask_facts(found.bits), work.options, work.settings)
-    if line["status"] != "ok":
-        names = {"gt": gt.file.name, "noisy": noisy.file.name}
-        work.context.events.warning(f"pair_{alignment.reason}", **names)
+    if alignment.reason is not None:
+        notice = Event(_NOTICES[alignment.reason], Severity.WARNING, {"gt": gt.file.name, "noisy": noisy.file.name})
+        work.context.events.emit(notice.key, notice.severity, **notice.data)
     if alignment.status != "failed":
         _write_outputs(work, line, anchor.frame, frame, alignment, found.bits)
     return line
