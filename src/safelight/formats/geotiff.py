@@ -146,6 +146,15 @@ class Raster:
         """Return the whole image, (bands, Y, X)."""
         return self.read(slice(0, self.header.grid.height), slice(0, self.header.grid.width))
 
+    def overview(self, most: int) -> np.ndarray:
+        """Return the whole image, no side longer than so many pixels: every so many pixels one."""
+        grid = self.header.grid
+        step = max(-(-max(grid.height, grid.width) // most), 1)
+        with _errors(self.path):
+            shape = (self.header.bands, -(-grid.height // step), -(-grid.width // step))
+            pixels: np.ndarray = self._view.read(out_shape=shape)
+        return pixels
+
     def close(self) -> None:
         """Close the file."""
         self._opened.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from safelight.core.pipeline import Command, Pipeline, deferred
-from safelight.pipelines.decloud.options import ConvertOptions, TestOptions
+from safelight.pipelines.decloud.options import ConvertOptions, PredictOptions, TestOptions
 
 _ROOM = "safelight.pipelines.decloud"
 
@@ -28,6 +28,26 @@ TEST = Command(
     without_result=frozenset({"data", "table", "split", "weights", "profile"}),
 )
 
+PREDICT = Command(
+    name="predict",
+    help="""Remove the clouds of a whole scene.
+
+    The result has the scene's grid, type, value of missing data and names of bands. Scenes of any size are read and
+    written part by part.
+
+    Example: safelight decloud predict --s2 scene_s2.tif --s1 scene_s1.tif --weights w.safetensors --out clear.tif
+    """,
+    Options=PredictOptions,
+    folder=PredictOptions.run_folder,
+    find_items=deferred(f"{_ROOM}.items:find_scene"),
+    prepare=deferred(f"{_ROOM}.process:load_kernel"),
+    process=deferred(f"{_ROOM}.process:predict_scene"),
+    plan=deferred(f"{_ROOM}.process:plan_scene"),
+    report=deferred(f"{_ROOM}.report:write_report"),
+    positional=(),
+    without_result=frozenset({"s2", "s1", "weights", "mask"}),
+)
+
 CONVERT = Command(
     name="convert",
     help="""Turn a published checkpoint into a safetensors file, from which nothing can be executed.
@@ -44,5 +64,5 @@ CONVERT = Command(
 PIPELINE = Pipeline(
     name="decloud",
     help="Remove clouds from Sentinel-2 with the help of Sentinel-1 (GLF-CR): patches and whole scenes.",
-    commands=(TEST, CONVERT),
+    commands=(TEST, PREDICT, CONVERT),
 )

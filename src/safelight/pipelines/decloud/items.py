@@ -5,8 +5,10 @@ from __future__ import annotations
 from safelight.core.errors import InputError, UsageError
 from safelight.core.pipeline import Found, Item
 from safelight.formats.weights import SAFETENSORS
-from safelight.pipelines.decloud.options import ConvertOptions, TestOptions
+from safelight.pipelines.decloud.options import ConvertOptions, PredictOptions, TestOptions
 from safelight.pipelines.decloud.triplets import read_data_set
+
+SCENE_SUFFIXES = (".tif", ".tiff")
 
 
 def find_triplets(options: TestOptions) -> Found:
@@ -14,6 +16,27 @@ def find_triplets(options: TestOptions) -> Found:
     data = read_data_set(options.data, options.table)
     chosen = data.of(options.split) or data.triplets
     return Found(tuple(Item(triplet.name, triplet.paths, triplet) for triplet in chosen), data.refused)
+
+
+def find_scene(options: PredictOptions) -> Found:
+    """Find the scene to clear.
+
+    Raises
+    ------
+    InputError
+        A file is not there.
+    UsageError
+        The result would replace an input, or is not a GeoTIFF.
+    """
+    inputs = tuple(path for path in (options.s2, options.s1, options.mask) if path is not None)
+    for path in inputs:
+        if not path.is_file():
+            raise InputError("there is no such file", path=path)
+        if path.resolve() == options.out.resolve():
+            raise UsageError("the result would replace an input", path=options.out, remedy="another --out")
+    if options.out.suffix.lower() not in SCENE_SUFFIXES:
+        raise UsageError(f"--out {options.out}: the result is a GeoTIFF", expected="a name that ends in .tif")
+    return Found((Item(options.out.stem, inputs),))
 
 
 def find_checkpoint(options: ConvertOptions) -> Found:

@@ -69,6 +69,47 @@ class TrainOptions(DataOptions):
         return self
 
 
+class PredictOptions(CommonOptions, MaskOptions):
+    """Remove the clouds of a scene."""
+
+    s2: Path = Field(description="The cloudy scene: Sentinel-2 L1C, 13 bands, reflectance × 10000.")
+    s1: Path = Field(description="Radar of the same place: Sentinel-1, VV and VH in dB.")
+    weights: Path = Field(description="A model of 'decloud train', or a published checkpoint.")
+    out: Path = Field(description="The image to write, a cloud-optimised GeoTIFF.")
+    align_sar: bool = Field(False, description="Resample the radar image onto the grid of the scene where they differ.")
+    keep_clear: bool = _field("Clouds", False, "Keep pixels under a clear sky exactly as they are.")
+    mask: Path | None = _field(
+        "Clouds",
+        None,
+        "Where clouds and shadows are, for --keep-clear: classes (0 is clear, as OmniCloudMask writes them), or "
+        "probabilities as real numbers (as s2cloudless does); told from the scene by default.",
+    )
+    mask_probability: float = _field(
+        "Clouds", 0.4, "Probability from which a pixel of --mask counts as cloudy.", gt=0, le=1
+    )
+    tile_size: int | None = _field(
+        "Tiles", None, "Side of a tile in pixels; 512, or as large as memory allows, by default.", ge=64, multiple_of=16
+    )
+    margin: int = _field("Tiles", 64, "How near to its edge, in pixels, a tile is used.", ge=16, multiple_of=16)
+
+    @model_validator(mode="after")
+    def _fitting(self) -> Self:
+        if self.mask is not None and not self.keep_clear:
+            raise ValueError("mask needs keep_clear")
+        if self.tile_size is not None and self.tile_size < smallest_tile(self.margin):
+            raise ValueError(f"tile_size must be at least {smallest_tile(self.margin)} with margins of {self.margin}")
+        return self
+
+    def run_folder(self) -> Path:
+        """Return the folder that the run owns."""
+        return self.out.with_name(self.out.name.split(".")[0] + "_run")
+
+
+def smallest_tile(margin: int) -> int:
+    """Return the least side of a tile between two margins."""
+    return 2 * margin + 32
+
+
 class ConvertOptions(CommonOptions):
     """Turn a checkpoint into a model of ours."""
 

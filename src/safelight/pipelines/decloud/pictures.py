@@ -13,6 +13,8 @@ from safelight.core.files import atomic_write, inside
 
 FOLDER = "pictures"
 RED_GREEN_BLUE = (3, 2, 1)
+SHOWN_PIXELS = 1000
+"""Longest side of the picture of a scene."""
 _BLACK, _WHITE = 1.0, 99.0
 """Percentiles of the reference that become black and white."""
 

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+import torch
 
 from safelight.core.files import digest
 from safelight.core.kernel import ModuleKernel
 from safelight.core.pipeline import Context, Item, Prepared, Record, mean_of_metrics
 from safelight.core.plan import Plan
 from safelight.core.stream import TensorSource
-from safelight.pipelines.decloud.clouds import CLOUD, cloud_mask
+from safelight.formats.geotiff import Raster, create_cog
+from safelight.pipelines.decloud.clearing import (
+    TILES,
+    Counts,
+    SceneSink,
+    choose_layout,
+    clouds_of,
+    in_small_groups,
+    open_scene,
+    seam_error,
+)
+from safelight.pipelines.decloud.clouds import CLOUD, ShadowLevels, cloud_mask
 from safelight.pipelines.decloud.model import CloudModel
-from safelight.pipelines.decloud.options import ConvertOptions, TestOptions
+from safelight.pipelines.decloud.options import ConvertOptions, PredictOptions, TestOptions
 from safelight.pipelines.decloud.patches import middle, read_patch
-from safelight.pipelines.decloud.pictures import draw_pictures
+from safelight.pipelines.decloud.pictures import SHOWN_PIXELS, draw_pictures
 from safelight.pipelines.decloud.prediction import empty_batch, kernel_of, predict
 from safelight.pipelines.decloud.profiling import profile
+from safelight.pipelines.decloud.scene import Place, SceneSource, Survey, layout_of, locate, survey
 from safelight.pipelines.decloud.scores import score, score_bands
 from safelight.pipelines.decloud.tables import IDENTITY
 from safelight.pipelines.decloud.triplets import Triplet, leaks
@@ -92,6 +107,97 @@ def plan_test(item: Item, options: TestOptions, context: Context) -> list[Plan]:
 def summarise_test(records: Sequence[Record]) -> dict[str, float]:
     """Return the mean of each measure over the images that have it, as ``avg_psnr`` and so on."""
     return {f"avg_{name}": value for name, value in mean_of_metrics(records).items()}
+
+
+def predict_scene(item: Item, options: PredictOptions, context: Context, kernel: ModuleKernel) -> Record:
+    """Clear a scene, reading and writing it part by part."""
+    place = _locate(options, context)
+    with (
+        open_scene(options.s2, options.s1, place) as (scene, sar),
+        open_scene(options.s2, options.s1, place) as (scene_again, _),
+    ):
+        found = survey(scene, options.s1, sar)
+        _say_survey(found, scene, context)
+        source = SceneSource(scene, sar, found, layout_of(scene.header.grid, TILES[0], options.margin))
+        layout, plan = choose_layout(kernel, source, options, context.executor)
+        if len(layout) > 1:
+            context.events.info(
+                "scene_tiled",
+                name=item.name,
+                tiles=len(layout),
+                side=layout.tile[0],
+                margin=options.margin,
+                error=seam_error(options.margin),
+            )
+        with (
+            clouds_of(options, scene_again, found) as clouds,
+            create_cog(options.out, scene.header) as writer,
+        ):
+            sink = SceneSink(
+                scene_again,
+                found,
+                layout,
+                writer,
+                clouds,
+                lambda done, total: context.progress(done, total, "clearing_progress", name=item.name),
+            )
+            executor = in_small_groups(plan, options, context)
+            executor.map(kernel, replace(source, layout=layout), sink)
+    context.executor.measured += executor.measured
+    _say_counts(sink.counts, item.name, context)
+    return _scene_record(options, context, item.name, sink.counts, len(layout), layout.tile)
+
+
+def plan_scene(item: Item, options: PredictOptions, context: Context) -> list[Plan]:
+    """Return the memory plan of a scene's tiles."""
+    place = _locate(options, context)
+    kernel = kernel_of(CloudModel.load(options.weights))
+    with open_scene(options.s2, options.s1, place) as (scene, sar):
+        unknown = Survey(0, 0.0, 0.0, ShadowLevels(0.0, 0.0))
+        source = SceneSource(scene, sar, unknown, layout_of(scene.header.grid, TILES[0], options.margin))
+        return [choose_layout(kernel, source, options, context.executor)[1]]
+
+
+def load_kernel(items: Sequence[Item], options: PredictOptions, context: Context) -> Prepared:
+    """Read the network."""
+    return Prepared(kernel_of(CloudModel.load(options.weights)), digest(options.weights))
+
+
+def _locate(options: PredictOptions, context: Context) -> Place:
+    with Raster(options.s2) as scene, Raster(options.s1) as radar:
+        place = locate(options.s2, scene.header, options.s1, radar.header, options.align_sar)
+        if not scene.header.grid.is_georeferenced:
+            context.events.warning("not_georeferenced", s2=options.s2.name, s1=options.s1.name)
+    if place.onto is not None:
+        context.events.info("sar_aligned", name=options.s1.name)
+    return place
+
+
+def _say_survey(found: Survey, scene: Raster, context: Context) -> None:
+    if found.offset:
+        context.events.info("harmonised", name=scene.path.name)
+    if found.missing:
+        context.events.warning("sar_missing", percent=100 * found.missing)
+
+
+def _say_counts(counts: Counts, name: str, context: Context) -> None:
+    if counts.kept:
+        context.events.info("clear_kept", name=name, percent=100 * counts.kept / counts.written)
+    if counts.clipped:
+        context.events.info("numbers_clipped", name=name, numbers=counts.clipped)
+
+
+def _scene_record(
+    options: PredictOptions, context: Context, name: str, counts: Counts, tiles: int, tile: tuple[int, ...]
+) -> Record:
+    overviews = {}
+    for key, path in (("cloudy", options.s2), ("result", options.out)):
+        with Raster(path) as raster:
+            overviews[key] = torch.from_numpy(raster.overview(SHOWN_PIXELS).astype(np.float32))
+    pictures = draw_pictures(context.folder, name, overviews, reference="result")
+    outputs = (options.out, *(context.folder / path for path in pictures.values()))
+    details: dict[str, Any] = {"tiles": tiles, "tile": list(tile), "pictures": pictures, **vars(counts)}
+    return Record(outputs, {}, details)
 
 
 def convert(item: Item, options: ConvertOptions, context: Context, _: None) -> Record:
