@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,22 @@ def test_run_then_predict_then_export(tmp_path: Path) -> None:
     assert exported.returncode == 0, exported.stderr
     assert (tmp_path / "e" / "model.onnx").exists()
     assert (tmp_path / "a.tif").read_bytes() == before
+
+
+def without_numbers(text: str) -> str:
+    """Numbers and what is in brackets differ from machine to machine."""
+    return re.sub(r"\(.*?\)", "()", re.sub(r"[0-9]+(\.[0-9]+)?", "0", text))
+
+
+def test_the_readme_quotes_what_a_run_prints(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (quoted,) = re.findall(r"^\$ safelight denoise (run .*?)```", readme, re.DOTALL | re.MULTILINE)
+    command, *lines = quoted.splitlines()
+    tifffile.imwrite(tmp_path / "cells.tif", noisy(64, 64))
+    done = denoise(tmp_path, *command.replace("10min", "1s").split(), "--features", "4")
+    for line in lines:
+        if line != "...":
+            assert without_numbers(line) in without_numbers(done.stderr).splitlines()
 
 
 def test_a_second_run_does_nothing_again(tmp_path: Path) -> None:
