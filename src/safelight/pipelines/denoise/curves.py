@@ -122,6 +122,9 @@ def _plot() -> tuple[Figure, Axes]:
 def _label(axes: Axes, x: str, y: str, language: str) -> None:
     axes.set_xlabel(_word(x, language), fontsize=9, color="#334155")
     axes.set_ylabel(_word(y, language), fontsize=9, color="#334155")
+    if language == "fr":
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:g}".replace(".", ",").replace("-", "−"))
     axes.legend(frameon=False, fontsize=8, labelcolor="#334155")
 
 
