@@ -13,7 +13,9 @@ from scipy.spatial.distance import pdist
 
 from safelight.cli import run
 from safelight.formats.mesh import Mesh, read_mesh, write_mesh
+from safelight.pipelines.mesh.camera_files import read_cameras
 from safelight.pipelines.mesh.hypotheses import icosahedron
+from safelight.pipelines.mesh.metrics import compare
 from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork
 from safelight.pipelines.mesh.template import Template, make_template
 
@@ -157,3 +159,47 @@ def test_any_closed_mesh_is_a_template(folder: Path, tmp_path: Path, capsys: pyt
     assert run([*convert, "--template", str(tmp_path / "open.obj")]) != 0
     assert "Expected: a closed mesh" in " ".join(capsys.readouterr().err.split())
     assert run([*convert, "--template", str(tmp_path / "closed.obj")]) == 0
+
+
+@pytest.fixture(scope="module")
+def data(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of three objects, one without ground truth."""
+    data = tmp_path_factory.mktemp("data")
+    points = small_template().coordinates + np.array((0, 0, 0.8))
+    for name in ("chair/a", "chair/b", "lamp/c", "lamp/d"):
+        rendering = data / name / "rendering"
+        rendering.mkdir(parents=True)
+        for number in (1, 2, 3):
+            (rendering / f"{number - 1:02}.png").write_bytes((folder / f"{number}.png").read_bytes())
+        (rendering / "rendering_metadata.txt").write_text(CAMERAS)
+        if name != "lamp/d":
+            np.savez(data / name / "points.npz", points=points / 0.57)
+    return data
+
+
+def test_a_data_set_is_measured(folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "tested"
+    both = weights(folder, "coarse", "refine")
+    command = ["mesh", "test", "--data", str(data), *both, "--out", str(out), "--use-views", "0", "1", "2"]
+    assert run([*command, "--warmup-iters", "1", *common(folder)]) == 1, "one has no ground truth"
+    assert "lamp_d_00" in capsys.readouterr().err
+    rows = (out / "metrics_results.csv").read_text().splitlines()
+    assert rows[0] == "sample_id,time_ms,CD,F1@tau,F1@2tau"
+    assert [row.split(",")[0] for row in rows[1:]] == ["chair_a_00", "chair_b_00", "lamp_c_00"]
+    mesh, truth = (
+        read_mesh(out / "meshes" / "chair_a_00_predict.obj"),
+        small_template().coordinates + np.array((0, 0, 0.8)),
+    )
+    cameras = read_cameras(folder / "cameras.txt", [Path(f"{number}.png") for number in range(3)], 248)
+    axes, origin = cameras.axes[0, 0].numpy(), cameras.origin[0, 0].numpy()
+    assert float(rows[1].split(",")[2]) == pytest.approx(
+        compare(mesh.vertices, (truth - origin) @ axes.T).chamfer, rel=1e-6
+    )
+    summary = (out / "metrics_summary.txt").read_text()
+    assert "mean of 3 objects" in summary
+    assert "mean of 2 categories" in summary
+    timings = (out / "combined_timings.txt").read_text().splitlines()
+    assert [line.split()[0] for line in timings[1:]] == ["coarse", "refine", "total"]
+    np.testing.assert_allclose(
+        np.loadtxt(out / "meshes" / "chair_a_00_predict.xyz"), mesh.vertices, rtol=1e-6, atol=1e-9
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def read_mesh(path: Path, limits: Limits | None = None) -> Mesh:
         raise InputError("there is no such mesh", path=path)
     (limits or Limits()).check_allocation(path, path.stat().st_size)
     try:
-        mesh = _read_points(path) if path.suffix.lower() == _POINTS_ONLY else _read_triangles(path)
+        mesh = _READERS.get(path.suffix.lower(), _read_triangles)(path)
     except _DAMAGE as error:
         raise InputError(f"cannot be read as a mesh ({error})", path=path) from None
     if not len(mesh.vertices):
@@ -87,13 +88,37 @@ def _read_points(path: Path) -> Mesh:
     return Mesh(points, np.empty((0, 3), np.int64))
 
 
+def _read_obj(path: Path) -> Mesh:
+    """Read vertices and faces, polygons as fans of triangles; everything else in the file is for looks."""
+    vertices: list[tuple[float, ...]] = []
+    faces: list[tuple[int, int, int]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        kind, *values = line.split() or [""]
+        if kind == "v":
+            x, y, z = map(float, values[:3])
+            vertices.append((x, y, z))
+        elif kind == "f":
+            corners = [int(value.split("/")[0]) for value in values]
+            first, *others = [corner - 1 if corner > 0 else corner + len(vertices) for corner in corners]
+            faces += [(first, second, third) for second, third in pairwise(others)]
+    return _checked(np.array(vertices, np.float64).reshape(-1, 3), np.array(faces, np.int64).reshape(-1, 3))
+
+
 def _read_triangles(path: Path) -> Mesh:
     loaded: Any = trimesh.load(path, process=False, maintain_order=True, force="mesh")
     faces = np.asarray(getattr(loaded, "faces", np.empty((0, 3))), np.int64).reshape(-1, 3)
     vertices = np.asarray(loaded.vertices, np.float64).reshape(-1, 3)
+    return _checked(vertices, faces)
+
+
+def _checked(vertices: NDArray[np.float64], faces: NDArray[np.int64]) -> Mesh:
     if faces.size and not 0 <= faces.min() <= faces.max() < len(vertices):
         raise ValueError("a face has a corner that is no vertex")
     return Mesh(vertices, faces)
+
+
+_READERS = {_POINTS_ONLY: _read_points, ".obj": _read_obj}
+"""Of text; trimesh reads the others."""
 
 
 def _as_text(mesh: Mesh, suffix: str) -> bytes:

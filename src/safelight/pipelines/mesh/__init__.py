@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from safelight.core.pipeline import Command, Pipeline, deferred
-from safelight.pipelines.mesh.options import ConvertOptions, PredictOptions, RefineOptions
+from safelight.pipelines.mesh.options import ConvertOptions, PredictOptions, RefineOptions, TestOptions
 
 _ROOM = "safelight.pipelines.mesh"
 
@@ -39,6 +39,25 @@ REFINE = Command(
     report=deferred(f"{_ROOM}.report:write_report"),
 )
 
+TEST = Command(
+    name="test",
+    help="""Make the meshes of a data set and hold them against the ground truth.
+
+    Chamfer distance and F-score of the vertices, as published, and of points spread over the surface; means over
+    objects and over categories; timings by stage, after objects that do not count (--warmup-iters).
+
+    Example: safelight mesh test --data rendered --weights coarse.safetensors refine.safetensors --model-name baseline
+    """,
+    Options=TestOptions,
+    folder=TestOptions.run_folder,
+    find_items=deferred(f"{_ROOM}.dataset:find_objects"),
+    prepare=deferred(f"{_ROOM}.testing:load_model"),
+    process=deferred(f"{_ROOM}.testing:test"),
+    finish=deferred(f"{_ROOM}.testing:summarise"),
+    report=deferred(f"{_ROOM}.report:write_report"),
+    positional=(),
+)
+
 CONVERT = Command(
     name="convert",
     help="""Turn a checkpoint of another program into a file of weights; nothing in it is ever executed.
@@ -55,5 +74,5 @@ CONVERT = Command(
 PIPELINE = Pipeline(
     name="mesh",
     help="Turn photographs with known cameras into a mesh (Pixel2Mesh++).",
-    commands=(PREDICT, REFINE, CONVERT),
+    commands=(PREDICT, TEST, REFINE, CONVERT),
 )

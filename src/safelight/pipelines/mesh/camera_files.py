@@ -47,7 +47,7 @@ def read_cameras(path: Path, views: Sequence[Path], focal: float) -> Cameras:
         raise InputError("is too large for a file of cameras", path=path)
     if path.suffix.lower() == ".json":
         return _from_frames(path, views)
-    rows = _rows(path)
+    rows = read_rows(path)
     if len(rows) != len(views):
         raise _other_number(path, len(rows), len(views))
     return from_rows(rows[None], focal)
@@ -59,10 +59,17 @@ def from_rows(rows: NDArray[np.float64], focal: float) -> Cameras:
     return orbiting(azimuth, elevation, distance, focal)
 
 
-def _rows(path: Path) -> NDArray[np.float64]:
+def read_rows(path: Path) -> NDArray[np.float64]:
+    """Return rows (views, 5): azimuth, elevation and yaw in degrees, distance, field of view.
+
+    Raises
+    ------
+    InputError
+        The file is missing or damaged, a yaw is not 0, or a distance not positive.
+    """
     try:
         rows = np.loadtxt(path, dtype=np.float64, ndmin=2)
-    except (ValueError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, UnicodeDecodeError) as error:
         raise InputError(f"cannot be read as rows of numbers ({error})", path=path) from None
     if rows.shape[1] != _COLUMNS or not np.isfinite(rows).all():
         raise InputError(

@@ -12,6 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+WORLD_SCALE = 0.57
+"""Of the frame of the meshes to that of ShapeNet's models."""
 SIDE = 224
 """Pixels of the pictures that networks see."""
 LEGACY_FOCAL = 248.0

@@ -55,6 +55,37 @@ class RefineOptions(ViewOptions):
     input: Path = Field(description="The mesh, in the frame of the first camera.")
 
 
+class DataOptions(CommonOptions):
+    """A data set of rendered objects."""
+
+    data: Path = Field(
+        description="Folders CATEGORY/ITEM/rendering with views, rendering_metadata.txt, and ground truth beside."
+    )
+    out: Path = Field(Path("mesh_test"), description="Folder for the results.")
+    use_views: tuple[int, ...] = _field(
+        "Data", (0, 6, 7), "Numbers of the views to use, the leading one first.", min_length=1
+    )
+
+    def run_folder(self) -> Path:
+        """Return the folder that the run owns."""
+        return self.out
+
+
+class TestOptions(DataOptions):
+    """Measure the meshes of a data set."""
+
+    weights: tuple[Path, ...] = Field(min_length=1, description="Weights of both stages, in one file or in two.")
+    tau: float = _field(
+        "Metrics",
+        1e-4,
+        "Squared distance within which a point counts as found; the F-score is also given at twice that.",
+        gt=0,
+    )
+    focal: float | None = _field(
+        "Cameras", None, "Focal length in pixels of 224 × 224; by default what the weights were trained with.", gt=0
+    )
+
+
 class ConvertOptions(CommonOptions):
     """From a checkpoint to a file of weights."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +18,12 @@ from safelight.core.pipeline import Context, Item, Prepared, Record
 from safelight.formats.mesh import Mesh, read_mesh, write_mesh
 from safelight.pipelines.mesh import inference
 from safelight.pipelines.mesh.camera_files import read_cameras
-from safelight.pipelines.mesh.cameras import Cameras
+from safelight.pipelines.mesh.cameras import WORLD_SCALE, Cameras
 from safelight.pipelines.mesh.items import Sample
 from safelight.pipelines.mesh.model import Model, read_model
 from safelight.pipelines.mesh.options import ViewOptions
 from safelight.pipelines.mesh.silhouettes import intersection_over_union, outlined, silhouette
 from safelight.pipelines.mesh.views import View, read_view
-
-WORLD_SCALE = 0.57
-"""Of the frame of the meshes to that of ShapeNet's models."""
 
 
 def load_model(items: Sequence[Item], options: ViewOptions, context: Context) -> Prepared:
@@ -89,17 +86,13 @@ def _finish(
         raise InputError("the networks give points that are not finite", path=options.weights[0])
     placed = cameras.to_world(points[None].double())[0] / WORLD_SCALE if options.frame == "world" else points
     write_mesh(options.out, Mesh(placed.double().numpy(), faces))
-    agreements = _draw_silhouettes(points, faces, views, cameras, context.folder)
+    agreements = draw_silhouettes(points, faces, views, cameras, context.folder)
     agreement = sum(agreements.values()) / len(agreements)
     context.events.info("mesh_written", path=str(options.out), vertices=len(points), faces=len(faces), iou=agreement)
-    shown: list[Value] = [
-        {"name": path.name, "iou": iou, "picture": picture}
-        for path, (picture, iou) in zip(item.payload.views, agreements.items(), strict=True)
-    ]
-    return Record((options.out,), {"silhouette_iou": agreement}, {"views": shown})
+    return Record((options.out,), {"silhouette_iou": agreement}, {"views": shown_views(item.payload.views, agreements)})
 
 
-def _draw_silhouettes(
+def draw_silhouettes(
     points: Tensor, faces: NDArray[np.int64], views: Sequence[View], cameras: Cameras, folder: Path
 ) -> dict[str, float]:
     """Draw the mesh over each photograph; return how well their outlines agree by the name of the picture."""
@@ -112,3 +105,11 @@ def _draw_silhouettes(
             Image.fromarray(outlined(view, drawn)).save(temporary, format="PNG")
         agreements[picture.name] = intersection_over_union(drawn, view.silhouette)
     return agreements
+
+
+def shown_views(paths: Sequence[Path], agreements: Mapping[str, float], folder: str = "") -> list[Value]:
+    """Return what the report says about each view; pictures are in a folder of the run's."""
+    return [
+        {"name": path.name, "iou": iou, "picture": f"{folder}/{picture}" if folder else picture}
+        for path, (picture, iou) in zip(paths, agreements.items(), strict=True)
+    ]

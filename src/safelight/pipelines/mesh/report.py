@@ -26,7 +26,9 @@ def write_report(folder: Path, document: Mapping[str, Any]) -> Path:
         The report cannot be written.
     """
     items = [
-        {**item, "views": [_shown(folder, view) for view in item["details"]["views"]]} for item in document["items"]
+        {**item, "views": [_shown(folder, view) for view in item["details"]["views"]]}
+        for item in document["items"]
+        if "views" in item["details"]
     ]
     return frame.write_report(folder, document, "safelight.pipelines.mesh", items=items)
 
