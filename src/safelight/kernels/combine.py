@@ -157,9 +157,9 @@ def _combine_planes(
         first = start * width
         flat[:, first : first + block.shape[1]] = combined
         pixels = positions_of(iterated)
-        waiting.add(first + pixels, ordered.columns(pixels))
-        if waiting.pixels >= block_pixels:
+        if waiting.pixels + pixels.shape[0] > block_pixels:  # never more than a block waits, as in a dry run
             waiting.finish()
+        waiting.add(first + pixels, ordered.columns(pixels))
     waiting.finish()
     return planes
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from safelight.core.kernel import Kernel
 from safelight.kernels.coadd import LAYERS, coadd
-from safelight.kernels.combine import rows_of_block
 from safelight.kernels.feather import block_of, feather_weights, reach_of_rows
 from safelight.kernels.matching import Overlap, joined, match_tiles, match_values, overlap_of
 from safelight.kernels.rejection import Rejection
@@ -52,10 +51,13 @@ def find_overlaps(tiles: Sequence[Tile]) -> list[list[Overlap]]:
     return [_overlaps(tiles, a, b) for a, b in pairs if common_window(tiles[a].window, tiles[b].window)]
 
 
-def match(overlaps: Sequence[Sequence[Overlap]], tiles: Sequence[Tile], channels: int) -> Tensor:
-    """Return the coefficients (channels, tiles, 4) that make tiles agree where they overlap."""
+def match(overlaps: Sequence[Sequence[Overlap]], gains: Tensor) -> Tensor:
+    """Return the coefficients (channels, tiles, 4) that make tiles of known gains (channels, tiles) agree."""
     return torch.stack(
-        [match_tiles([pair[channel] for pair in overlaps], len(tiles)).coefficients for channel in range(channels)]
+        [
+            match_tiles([pair[channel] for pair in overlaps], len(known), gains=known).coefficients
+            for channel, known in enumerate(gains)
+        ]
     )
 
 
@@ -209,11 +211,10 @@ def common_window(first: Window, second: Window) -> Window | None:
     return (y0, y1, x0, x1) if y1 > y0 and x1 > x0 else None
 
 
-def coadd_kernel(shape: tuple[int, ...], rejects: bool) -> Kernel:
-    """Return the kernel that blends rows of this shape; with rejection where three or more tiles overlap."""
+def coadd_kernel(rejects: bool) -> Kernel:
+    """Return the kernel that blends rows of all tiles; with rejection where three or more overlap."""
     rejection = Rejection("winsorized_sigma_clip" if rejects else "none")
-    _, channels, width, tiles = shape
-    return Kernel("coadd", partial(coadd, rejection=rejection), alignment=rows_of_block(channels * width, tiles))
+    return Kernel("coadd", partial(coadd, rejection=rejection))
 
 
 def _overlaps(tiles: Sequence[Tile], a: int, b: int) -> list[Overlap]:

@@ -42,11 +42,12 @@ def blend_one_by_one(source: TilesSource, sink: Sink, path: Path, executor: Exec
         The scratch file cannot be written, for instance because the disk is full.
     """
     layers, channels, width, tiles = source.shape
+    kernel = coadd_kernel(rejects=False)
     blended = _blank(path, (source.extent, layers, channels, width))
     for number in range(tiles):
         addition = _Addition.of(source, number, blended)
         if addition is not None:
-            executor.map(coadd_kernel(addition.shape, rejects=False), addition, addition)
+            executor.map(kernel, addition, addition)
     for band in bands(slice(0, source.extent)):
         sink.write(band.start, band.stop, torch.from_numpy(np.array(blended[band])))
 

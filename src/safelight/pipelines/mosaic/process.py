@@ -43,6 +43,7 @@ from safelight.pipelines.mosaic.groups import Group, PlacedFrame, make_groups
 from safelight.pipelines.mosaic.incremental import blend_one_by_one
 from safelight.pipelines.mosaic.items import frame_names
 from safelight.pipelines.mosaic.options import RunOptions
+from safelight.pipelines.mosaic.photometry import star_gains
 from safelight.pipelines.mosaic.preview import averaged, write_preview
 from safelight.pipelines.mosaic.refinement import Alignment
 from safelight.pipelines.mosaic.registered import RegisteredFrame, register_frame, scratch_folder
@@ -167,8 +168,13 @@ def assemble(item: Item, options: RunOptions, context: Context, prepared: tuple[
         ]
         channels = tiles[0].file.channels
         overlaps = find_overlaps(tiles)
-        coefficients = match(overlaps, tiles, channels) if options.match_background else unmatched(channels, len(tiles))
-        _say_gains(tiles, coefficients, context)
+        coefficients = unmatched(channels, len(tiles))
+        if options.match_background:
+            gains, unknown = star_gains(tiles, channels)
+            for name in unknown:
+                context.events.warning("gain_unknown", name=name)
+            coefficients = match(overlaps, gains)
+            _say_gains(tiles, coefficients, context)
         window = _crop_window(tiles, canvas, options.min_coverage, context)
         source = TilesSource(tiles, window, coefficients, [Feather(tile, options.feather) for tile in tiles])
         shape = (channels, source.extent, source.shape[2])
@@ -178,7 +184,7 @@ def assemble(item: Item, options: RunOptions, context: Context, prepared: tuple[
                 with scratch_folder(context.folder / SCRATCH / item.name) as scratch:
                     blend_one_by_one(source, sink, scratch / "blended.raw", context.executor)
             else:
-                context.executor.map(coadd_kernel(source.shape, rejects=True), source, sink)
+                context.executor.map(coadd_kernel(rejects=True), source, sink)
         noise = float(np.median([record.details["noise"] for record in records.values()]))
         seams = _audit_seams(tiles, overlaps, coefficients, noise)
     preview = context.folder / PREVIEW
