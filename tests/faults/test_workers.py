@@ -85,9 +85,12 @@ class Home:
     def orders(self, **orders: str) -> None:
         for name, order in orders.items():
             (self.folder / "inputs" / name).write_text(order)
+            (self.folder / f"{name}.begun").unlink(missing_ok=True)
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(self.folder / "site"), "OMP_NUM_THREADS": "2"}
 
     def start(self, workers: int = 2, *more: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "PYTHONPATH": str(self.folder / "site"), "OMP_NUM_THREADS": "2"}
         command = [
             sys.executable,
             "-m",
@@ -105,7 +108,7 @@ class Home:
         return subprocess.Popen(
             [*command, "--workers", str(workers), *more],
             cwd=self.folder,
-            env=environment,
+            env=self.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -125,7 +128,7 @@ class Home:
         return {failed["name"]: failed["error"] for failed in self.document()["failed"]}
 
     def outputs(self) -> dict[str, str]:
-        return {path.name: digest(path) for path in sorted(self.out.glob("*.out"))}
+        return {path.name: digest(path) for path in sorted(self.out.glob("[a-z].out"))}
 
     def journalled(self) -> list[str]:
         lines = map(json.loads, (self.out / JOURNAL).read_text().splitlines())
@@ -140,9 +143,12 @@ class Home:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
-    yield Home(tmp_path)
-    assert [path for path in tmp_path.rglob("*") if is_temporary(path)] == []
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+def leftovers(home: Home) -> list[Path]:
+    return [path for path in home.folder.rglob("*") if is_temporary(path)]
 
 
 def test_workers_that_die_lose_only_their_item(home: Home) -> None:
@@ -163,6 +169,7 @@ def test_workers_that_die_lose_only_their_item(home: Home) -> None:
     assert home.run(1)[0] == 0
     assert home.journalled()[2:] == ["b", "c"], "what was done is not done again"
     assert [item["name"] for item in home.document()["items"]] == ["a", "b", "c", "d"]
+    assert leftovers(home) == []
 
 
 def test_a_lost_device_replaces_the_worker_and_an_item_that_loses_it_again_has_failed(home: Home) -> None:
@@ -198,6 +205,20 @@ def test_ctrl_c_stops_the_workers_and_says_what_is_kept(home: Home) -> None:
     home.orders(b="short", c="short")
     assert home.run(1)[0] == 0
     assert home.journalled() == ["a", "b", "c"]
+    assert leftovers(home) == []
+
+
+def test_a_script_without_the_usual_guard_is_told_what_it_lacks(home: Home) -> None:
+    home.orders(a="fine", b="fine")
+    script = home.folder / "script.py"
+    script.write_text("import safelight\nsafelight.run('obey', 'run', input='inputs', out='out', workers=2)\n")
+    command = [sys.executable, str(script)]
+    done = subprocess.run(
+        command, cwd=home.folder, env=home.environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode != 0
+    assert "WorkerError: no worker process can start" in done.stderr
+    assert "if __name__ == '__main__'" in done.stderr
 
 
 def test_workers_end_when_the_run_is_killed(home: Home) -> None:
@@ -208,4 +229,65 @@ def test_workers_end_when_the_run_is_killed(home: Home) -> None:
     run.communicate(timeout=30)
     assert psutil.wait_procs(workers, timeout=30)[1] == []
     home.orders(a="short", b="short")
-    assert home.run(1)[0] == 0  # and removes what the killed ones have left
+    assert home.run(1)[0] == 0
+    assert leftovers(home) == []
+
+
+DASK = """
+import sys
+from distributed import LocalCluster
+
+if __name__ == "__main__":
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        print(cluster.scheduler_address, flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def cluster(home: Home) -> Iterator[str]:
+    """The address of a Dask cluster on this machine."""
+    pytest.importorskip("distributed", reason="needs the extra 'cluster'")
+    script = home.folder / "dask_cluster.py"
+    script.write_text(DASK)
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(
+        command, env=home.environment(), stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_a_cluster_does_the_same(home: Home, cluster: str) -> None:
+    home.orders(a="fine", b="killed", c="lost once", d="well")
+    status, said = home.run(1, "--cluster", cluster)
+    assert status == 1, said
+    assert home.failures().keys() == {"b"}
+    assert "died" in home.failures()["b"]
+    assert list(home.outputs()) == ["a.out", "c.out", "d.out"]
+    document = home.document()
+    assert sorted(home.journalled()) == ["a", "c", "d"]
+    begun = [event["data"]["item"] for event in document["events"] if event["key"] == "toy_begun"]
+    assert {"a", "c", "d"} <= set(begun)
+    assert all(item["details"]["torch"] == 1 for item in document["items"])
+    home.orders(b="long")
+    run = home.start(1, "--cluster", cluster)
+    home.worker_of("b")
+    os.kill(run.pid, signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "stopped with 3 of 4 item(s) done" in said
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there_is_said_before_anything_is_done(home: Home) -> None:
+    pytest.importorskip("distributed", reason="needs the extra 'cluster'")
+    home.orders(a="fine")
+    for address, problem in (("nowhere", "no address"), ("tcp://127.0.0.1:1", "no Dask scheduler answers")):
+        status, said = home.run(1, "--cluster", address)
+        assert status == 2
+        assert problem in said
+        assert "Traceback" not in said
+    assert not home.out.exists()

@@ -13,6 +13,7 @@ import platform
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +38,6 @@ Process = Callable[[Item, Any, Context, Any], Record]
 SECONDS_BETWEEN_SHARES = 0.2
 TERMINATED = 128 + signal.SIGTERM
 """The exit status of a worker that was asked to end."""
-_BLOCKED_SIGNALS = hasattr(signal, "pthread_sigmask")
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ def _heed_the_parent_only() -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
-    if _BLOCKED_SIGNALS:
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
@@ -310,7 +310,7 @@ class _Teller:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         if error is None or isinstance(error, SystemExit):
             return False
@@ -320,8 +320,6 @@ class _Teller:
 
 def _portable(error: BaseException) -> BaseException:
     """Return an error that can be sent, with its traceback as a note."""
-    import traceback
-
     text = "".join(traceback.format_exception(error))
     if isinstance(error, SafelightError):
         return error

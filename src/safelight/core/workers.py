@@ -147,7 +147,10 @@ class LocalPool:
             worker.wait_for_end(SECONDS_TO_END)
             self._dismiss(worker)
             if not self._one_was_ready:
-                raise WorkerError(f"no worker process can start: the first {worker.cause()}", remedy="--workers 1")
+                raise WorkerError(
+                    f"no worker process can start: the first {worker.cause()}",
+                    remedy="--workers 1; in a script, if __name__ == '__main__' around what starts the run",
+                )
             yield item, Failed(died(item, worker.cause()))
 
     def _dismiss(self, worker: _LocalWorker) -> None:
