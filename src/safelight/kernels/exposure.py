@@ -69,7 +69,8 @@ def gain_between(anchor: Tensor, target: Tensor) -> Tensor:
     Parameters
     ----------
     anchor, target : Tensor
-        (…, blocks), floating point: light of each block. Blocks without light in either frame are left out.
+        (…, blocks), floating point: light of each block; the anchor's is the weight. Blocks without light in either
+        frame are left out.
 
     Returns
     -------
@@ -78,7 +79,7 @@ def gain_between(anchor: Tensor, target: Tensor) -> Tensor:
     """
     lit = (anchor > 0) & (target > 0)
     ratio = torch.where(lit, anchor / torch.where(lit, target, 1), torch.inf)
-    weight = torch.where(lit, target, 0)
+    weight = torch.where(lit, anchor, 0)
     order = ratio.argsort(-1)
     passed = weight.gather(-1, order).cumsum(-1)
     middle = (passed < 0.5 * passed[..., -1:]).sum(-1, keepdim=True).clamp(max=ratio.shape[-1] - 1)
@@ -222,8 +223,8 @@ def _light_oracle(anchor: np.ndarray, target: np.ndarray, usable: np.ndarray, si
 def _gain_oracle(anchor: np.ndarray, target: np.ndarray) -> np.ndarray:
     gains = np.empty(anchor.shape[:-1])
     for index in np.ndindex(*gains.shape):
-        lit = [(a / t, t) for a, t in zip(anchor[index], target[index], strict=True) if a > 0 and t > 0]
-        half, passed = sum(t for _, t in lit) / 2, 0.0
+        lit = [(a / t, a) for a, t in zip(anchor[index], target[index], strict=True) if a > 0 and t > 0]
+        half, passed = sum(a for _, a in lit) / 2, 0.0
         for ratio, weight in sorted(lit):
             passed += weight
             if passed >= half:

@@ -36,7 +36,7 @@ from safelight.kernels.cfa import (
 )
 from safelight.kernels.exposure import PoissonGaussian, block_light, fit_poisson_gaussian, gain_between, offset_by_level
 from safelight.kernels.register import coarse_shift, despeckle, fine_shift, shared_variance, spectrum
-from safelight.pipelines.pairs.overlap import Levels, Overlap, PairRows, levels_of, pair_cells
+from safelight.pipelines.pairs.overlap import Levels, Overlap, PairRows, by_blocks, levels_of, pair_cells
 
 Status = Literal["ok", "suspect", "failed"]
 Reason = Literal[
@@ -64,7 +64,7 @@ FINE_SIDE = 1536
 """Longest side, in cells, of the middle part from which the fine shift is found."""
 TILES, TILE_SIDE = 3, 512
 """Tiles along each axis, and their longest side in cells: their shifts' spread is the uncertainty."""
-BANDS, BAND_ROWS = 8, 48
+BANDS, BAND_ROWS = 8, 32
 """How many bands of so many rows of tiles are sampled for the gain, the noise and the loss."""
 CONTEXT = 2
 """Rows of tiles at either end of a band from which the others are interpolated."""
@@ -72,7 +72,7 @@ BLOCK = 16
 """Side in cells of the blocks whose light is compared."""
 SMALL_BLOCK, LEVELS = 4, 16
 """Side in cells of the blocks that tell the offset at each of so many levels."""
-NOISE_SAMPLES = 100_000
+NOISE_SAMPLES = 40_000
 """Pixels of each colour that the noise is fitted to."""
 
 
@@ -296,7 +296,7 @@ def _grey(
     function = partial(_grey_rows, tile=tile, black=frame.black, white=frame.white, limits=limits)
     rows = _MosaicRows(frame.mosaic[origin[0] :, origin[1] :], len(tile))
     sink = TensorSink(rows.extent)
-    executor.map(Kernel("pair_grey", function, halo=1), rows, sink)
+    executor.map(Kernel("pair_grey", partial(by_blocks, function=function, halo=1), halo=1), rows, sink)
     return sink.result.flatten(0, 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -32,7 +33,7 @@ from safelight.kernels.loss_mask import (
     opened,
 )
 from safelight.pipelines.pairs.alignment import Anchor, PairAlignment
-from safelight.pipelines.pairs.overlap import Levels, Overlap, PairRows, levels_of, pair_cells
+from safelight.pipelines.pairs.overlap import Levels, Overlap, PairRows, by_blocks, levels_of, pair_cells
 
 MaskMethod = Literal["noise", "upstream"]
 
@@ -83,7 +84,7 @@ def mask(
     (y, x), (height, width) = overlap.target, overlap.shape
     rows = PairRows.of(anchor.frame, target, overlap)
     clipping = (anchor.frame.clipping, target.clipping)
-    inside = _run(Kernel("pair_clipped", partial(clipped_rows, tile=overlap.tile, clipping=clipping)), rows, executor)
+    inside = _run("pair_clipped", partial(clipped_rows, tile=overlap.tile, clipping=clipping), rows, executor)
     if alignment.status == "failed":
         inside |= MOVED
     else:
@@ -103,9 +104,12 @@ def clipped_rows(rows: Tensor, tile: Tile, clipping: tuple[PerColour, PerColour]
     return bits
 
 
-def _run(kernel: Kernel, rows: PairRows | TensorSource, executor: Executor) -> Tensor:
+def _run(
+    name: str, function: Callable[..., Tensor], rows: PairRows | TensorSource, executor: Executor, halo: int = 0
+) -> Tensor:
+    """Return a function's result for all rows."""
     sink = TensorSink(rows.extent)
-    executor.map(kernel, rows, sink)
+    executor.map(Kernel(name, partial(by_blocks, function=function, halo=halo), halo=halo), rows, sink)
     return sink.result
 
 
@@ -113,20 +117,20 @@ def _moved_by_noise(
     rows: PairRows, anchor: Levels, target: Levels, alignment: PairAlignment, overlap: Overlap, executor: Executor
 ) -> Tensor:
     function = partial(_noise_rows, anchor=anchor, target=target, alignment=alignment, overlap=overlap)
-    kernel = Kernel("pair_mask_noise", function, (alignment.offsets,), halo=HALO + _CELLS_HALO)
-    return _run(kernel, rows, executor)
+    return _run("pair_mask_noise", function, rows, executor, halo=HALO + _CELLS_HALO)
 
 
-def _noise_rows(
-    rows: Tensor, offsets: Tensor, anchor: Levels, target: Levels, alignment: PairAlignment, overlap: Overlap
-) -> Tensor:
+def _noise_rows(rows: Tensor, anchor: Levels, target: Levels, alignment: PairAlignment, overlap: Overlap) -> Tensor:
     first, second, usable = pair_cells(rows, overlap, anchor, target)
     for colour, gain in enumerate(alignment.rgb_gain):
         second[colour] *= gain
-    variance = torch.stack([noise.variance(level) for noise, level in zip(alignment.noise, first, strict=True)])
-    expected = torch.stack([at_level(curve, level) for curve, level in zip(offsets, first, strict=True)])
-    difference = second.sub_(first).sub_(expected)
-    moved = moved_pixels(difference, variance, TEXTURE * local_range(first), usable.all(0))
+    missed = torch.zeros_like(usable[0], dtype=first.dtype)
+    texture = local_range(first).mul_(TEXTURE)
+    for colour, (noise, curve) in enumerate(zip(alignment.noise, alignment.offsets.to(rows.device), strict=True)):
+        sigma = noise.variance(first[colour]).sqrt_()
+        second[colour].sub_(first[colour]).sub_(at_level(curve, first[colour])).div_(sigma)
+        missed = torch.maximum(missed, texture[colour].div_(sigma))
+    moved = moved_pixels(second, missed, usable.all(0))
     return _bits(~opened(~moved), rows, cell_side(overlap.tile))
 
 
@@ -145,9 +149,9 @@ def _moved_by_loss(
     function = partial(
         _loss_rows, tile=overlap.tile, anchor=anchor, target=target, gain=alignment.raw_gain, residual=residual
     )
-    loss = _run(Kernel("pair_loss", function, halo=2), rows, executor)
+    loss = _run("pair_loss", function, rows, executor, halo=2)
     limit = min(LARGEST_LOSS, _quantile(loss, LOSS_QUANTILE))
-    return _run(Kernel("pair_mask_loss", partial(_over, limit=limit), halo=2), TensorSource(loss), executor)
+    return _run("pair_mask_loss", partial(_over, limit=limit), TensorSource(loss), executor, halo=2)
 
 
 def _loss_rows(
