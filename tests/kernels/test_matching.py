@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from safelight.kernels.matching import Matching, Overlap, match_tiles, match_values, overlap_of
+from safelight.kernels.matching import Matching, Overlap, gains_of_light, match_tiles, match_values, overlap_of
 
 SIGMA = 20.0
 SIDE = 260
@@ -197,3 +197,29 @@ def test_identical_constant_tiles_stay_as_they_are() -> None:
     matching = match_tiles([Overlap(0, 1, values, values, place, place)], 2)
     torch.testing.assert_close(matching.coefficients, torch.tensor([[1.0, 0, 0, 0]] * 2).double())
     assert matching.noise.tolist() == [0]
+
+
+def test_gains_of_light_agree_over_chains_and_rings() -> None:
+    true = torch.tensor([1.2, 0.8, 1.5, 0.7], dtype=torch.float64)
+    pairs = [(0, 1), (1, 2), (2, 3), (3, 0)]
+    light = 1 / true  # of one star, in each tile
+    found = gains_of_light([(a, b, float(light[a] / light[b]), 10.0) for a, b in pairs], 5)
+    torch.testing.assert_close(found[:4], true / true.log().mean().exp())
+    assert found[4] == 1, "a tile that shares no star stays as it is"
+    noisy = gains_of_light([(0, 1, 2.0, 99.0), (0, 1, 4.0, 1.0)], 2)
+    assert float(noisy[1] / noisy[0]) == pytest.approx(2, rel=0.01)
+
+
+def test_with_known_gains_a_bent_sky_does_not_pass_for_a_gain() -> None:
+    generator = torch.Generator().manual_seed(5)
+    y, x = (part.flatten() for part in torch.meshgrid(torch.arange(60.0), torch.arange(80.0), indexing="ij"))
+    bend = ((x - 40) / 40).square()
+    first = 1000 + 5 * bend + torch.randn(x.shape, generator=generator)
+    second = 1300 + 40 * bend + torch.randn(x.shape, generator=generator)
+    overlap = Overlap(0, 1, first, second, y, x)
+    misled = match_tiles([overlap], 2).coefficients[:, 0]
+    assert float(misled[0] / misled[1]) > 2
+    known = torch.tensor([1.1, 0.9], dtype=torch.float64)
+    matched = match_tiles([overlap], 2, gains=known)
+    torch.testing.assert_close(matched.coefficients[:, 0], known)
+    assert abs(float(matched.step[0])) < 3

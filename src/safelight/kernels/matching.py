@@ -7,7 +7,8 @@ A tile's values v at the pixel (y, x) of the common grid become
 so that overlapping tiles agree. Every pair of samples in an overlap is one equation; all are solved together by
 weighted least squares, so that no error accumulates along a chain of tiles and no order of tiles matters. Equations
 say only how tiles differ: within each set of connected tiles the mean gain is 1 and the mean offset and slopes are 0,
-or one tile of reference keeps its values.
+or one tile of reference keeps its values. Gains can be given, from the light of stars: samples that are mostly sky
+say little about them.
 
 Outliers (stars that moved or were seen sharper, trails) lose their weight with the residual, at first slowly (Huber
 1964), then wholly (Tukey's biweight; Beaton & Tukey 1974). Bright samples, which alone could decide on the gain, weigh
@@ -16,6 +17,7 @@ less from the beginning (Mallows 1975). All weights are continuous in the data.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -164,7 +166,34 @@ def match_values(values: Tensor, coefficients: Tensor, y: Tensor, x: Tensor) -> 
     return matched
 
 
-def match_tiles(overlaps: Sequence[Overlap], tiles: int, *, reference: int | None = None) -> Matching:
+def gains_of_light(ratios: Sequence[tuple[int, int, float, float]], tiles: int) -> Tensor:
+    """Return the gains (tiles,) float64 that give stars the same light in all tiles.
+
+    The logarithms of the gains are fitted to those of all ratios by weighted least squares. Within each set of tiles
+    that ratios connect their mean is 0; a tile without a ratio has a gain of 1.
+
+    Parameters
+    ----------
+    ratios : sequence of tuple
+        First tile, second tile, the stars' light in the first over that in the second, and a weight.
+    tiles : int
+    """
+    normal = torch.zeros(tiles, tiles, dtype=torch.float64)
+    known = torch.zeros(tiles, dtype=torch.float64)
+    for first, second, ratio, weight in ratios:
+        normal[first, first] += weight
+        normal[second, second] += weight
+        normal[first, second] -= weight
+        normal[second, first] -= weight
+        known[first] -= weight * math.log(ratio)
+        known[second] += weight * math.log(ratio)
+    gains: Tensor = (torch.linalg.pinv(normal, rtol=_DEGENERATE, hermitian=True) @ known).exp()
+    return gains
+
+
+def match_tiles(
+    overlaps: Sequence[Overlap], tiles: int, *, gains: Tensor | None = None, reference: int | None = None
+) -> Matching:
     """Find the coefficients that make tiles agree where they overlap.
 
     Parameters
@@ -173,6 +202,9 @@ def match_tiles(overlaps: Sequence[Overlap], tiles: int, *, reference: int | Non
         In any order; the result does not depend on it.
     tiles : int
         How many there are. A tile without an overlap keeps its values.
+    gains : Tensor, optional
+        (tiles,) float64: known gains, of stars for instance; then only offsets and planes are fitted. In samples of
+        sky a gradient that is no plane passes for a gain.
     reference : int, optional
         The tile that keeps its values, with its component.
     """
@@ -181,7 +213,7 @@ def match_tiles(overlaps: Sequence[Overlap], tiles: int, *, reference: int | Non
     component = _components(used, tiles)
     scaling = _Scaling.of(used)
     scaled = [scaling.scaled(pair) for pair in used]
-    theta = _solve_robustly(scaled, torch.tensor(component))
+    theta = _solve_robustly(scaled, torch.tensor(component), gains)
     coefficients = scaling.restored(theta)
     if reference is not None:
         coefficients = _referred_to(coefficients, reference, torch.tensor(component))
@@ -264,11 +296,15 @@ class _Scaling:
         return torch.stack([gain, offset, slope_y, slope_x], -1)
 
 
-def _solve_robustly(pairs: Sequence[_Equations], component: Tensor) -> Tensor:
+def _solve_robustly(pairs: Sequence[_Equations], component: Tensor, gains: Tensor | None) -> Tensor:
     """Return the unknowns (tiles, 4) by least squares whose weights follow the residuals."""
-    gauge = _gauge(component)
+    start = torch.zeros(len(component), 4, dtype=torch.float64)
+    start[:, _GAIN] = 1 if gains is None else gains
+    free = torch.ones(4, dtype=torch.float64)
+    free[_GAIN] = gains is None
+    allowed = torch.kron(_gauge(component), free.diag())
     trusted = [pair.weights * _leverage(pair) for pair in pairs]
-    theta = _solve(pairs, trusted, gauge)
+    theta = _solve(pairs, trusted, allowed, start)
     scales = [0.0 for _ in pairs]
     for _ in range(_HUBER_ROUNDS):
         residuals = [pair.residuals(theta) for pair in pairs]
@@ -277,21 +313,21 @@ def _solve_robustly(pairs: Sequence[_Equations], component: Tensor) -> Tensor:
             weight * (_HUBER * scale / residual.abs()).clamp(max=1)
             for weight, residual, scale in zip(trusted, residuals, scales, strict=True)
         ]
-        theta = _solve(pairs, weights, gauge)
+        theta = _solve(pairs, weights, allowed, start)
     for _ in range(_BIWEIGHT_ROUNDS):
         weights = [
             weight * (1 - (pair.residuals(theta) / (_BIWEIGHT * scale)).square()).clamp(min=0).square()
             for pair, weight, scale in zip(pairs, trusted, scales, strict=True)
         ]
-        before, theta = theta, _solve(pairs, weights, gauge)
+        before, theta = theta, _solve(pairs, weights, allowed, start)
         if float((theta - before).abs().max()) < _CONVERGED:
             break
     return theta
 
 
-def _solve(pairs: Sequence[_Equations], weights: Sequence[Tensor], gauge: Tensor) -> Tensor:
-    """Return the unknowns (tiles, 4) by weighted least squares within the gauge, nearest to doing nothing."""
-    tiles = len(gauge)
+def _solve(pairs: Sequence[_Equations], weights: Sequence[Tensor], allowed: Tensor, start: Tensor) -> Tensor:
+    """Return the unknowns (tiles, 4) by weighted least squares: the start and the least allowed change to it."""
+    tiles = len(start)
     normal = torch.zeros(tiles, 4, tiles, 4, dtype=torch.float64)
     for pair, weight in zip(pairs, weights, strict=True):
         i, j = pair.first, pair.second
@@ -301,12 +337,9 @@ def _solve(pairs: Sequence[_Equations], weights: Sequence[Tensor], gauge: Tensor
         cross = first.t() @ pair.second_terms
         normal[i, :, j] -= cross
         normal[j, :, i] -= cross.t()
-    nothing = torch.zeros(tiles, 4, dtype=torch.float64)
-    nothing[:, _GAIN] = 1
-    allowed = torch.kron(gauge, torch.eye(4, dtype=torch.float64))
     flat = normal.reshape(4 * tiles, 4 * tiles)
     inverse = torch.linalg.pinv(allowed @ flat @ allowed, rtol=_DEGENERATE, hermitian=True)
-    solution: Tensor = nothing - (inverse @ (allowed @ (flat @ nothing.flatten()))).reshape(tiles, 4)
+    solution: Tensor = start - (inverse @ (allowed @ (flat @ start.flatten()))).reshape(tiles, 4)
     return solution
 
 
