@@ -194,6 +194,28 @@ def test_panels_under_different_skies_join_without_a_seam(tmp_path: Path, assemb
     assert not seam["passed"]
 
 
+def test_stars_have_one_light_in_all_panels_also_under_a_sky_that_is_bent(tmp_path: Path) -> None:
+    """The sky of one panel is bright at its sides: that must not pass for a gain."""
+    camera = Camera(size=(200, 300), stars=Stars.scattered(150, 560, 300))
+    dimmer = replace(camera, background=0, stars=replace(camera.stars, flux=0.7 * camera.stars.flux))
+    _, x = np.indices(camera.size)
+    bent = 1300 + 100 * ((x - 150) / 150) ** 2
+    for number, (dx, dy, turn) in enumerate(PLACES[:4]):
+        camera.write(tmp_path / "in" / f"a_{number}.fits", number, (dx - 85, dy, turn))
+        place = (dx + 85, dy, turn)
+        pixels = dimmer.shot(dimmer.solution(*place), 50 + number) + bent
+        dimmer.write(tmp_path / "in" / f"b_{number}.fits", 0, place, pixels=pixels)
+    made = mosaic(tmp_path / "in", tmp_path / "out")
+    assert made.status == 0, made.said
+    stars = found_stars(made)
+    x0, y0 = made.wcs().all_world2pix(camera.stars.ra, camera.stars.dec, 0)
+    distance = np.hypot(stars.x[:, None] - x0, stars.y[:, None] - y0)
+    light = (stars.flux / camera.stars.flux[distance.argmin(1)])[distance.min(1) < 1]
+    place = stars.x[distance.min(1) < 1]
+    left, right = (float(np.median(light[side])) for side in (place < 150, place > made.plane().shape[2] - 150))
+    assert left == pytest.approx(right, rel=0.05)
+
+
 def test_both_assemblies_agree_where_nothing_is_rejected(tmp_path: Path) -> None:
     folder = panels(tmp_path / "in")
     at_once, one_by_one = (
