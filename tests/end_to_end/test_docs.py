@@ -15,7 +15,11 @@ from safelight.core.pipeline import Command, Pipeline
 from safelight.core.registry import registered
 
 ROOT = Path(__file__).parents[2]
-PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/guide/*.md"))}
+OTHER_PROGRAM = re.compile(r"(?:^|`) *(?:apt|dask|pip) [^`\n]*", re.MULTILINE)
+PAGES = {
+    path.name: OTHER_PROGRAM.sub("", path.read_text(encoding="utf-8"))
+    for path in (ROOT / "README.md", *ROOT.glob("docs/guide/*.md"))
+}
 COMMANDS = [(point.load(), command) for point in registered().values() for command in point.load().commands]
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 EVERYWHERE = {"--help", "--version"}
