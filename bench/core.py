@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from safelight.core.execute import Executor
 from safelight.core.files import atomic_write
 from safelight.core.kernel import Kernel, MapKernel, ModuleKernel
 from safelight.core.memory import Budget
+from safelight.core.peak import PeakMemory
 from safelight.core.plan import Corrections
 from safelight.core.stream import TensorSource
 from safelight.core.timing import Timing, measure
@@ -287,15 +288,12 @@ def peaks(workload: Workload) -> list[dict[str, float]]:
 
 def _grown(function: Callable[[], object]) -> int:
     """Return by how many bytes the process grew at most during a call, as the system counts."""
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = _resident("VmRSS")
+    peak = PeakMemory(CPU)
     function()
-    return _resident("VmHWM") - before
-
-
-def _resident(name: str) -> int:
-    lines: Iterator[str] = iter(Path("/proc/self/status").read_text().splitlines())
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    grown = peak.bytes()
+    if grown is None:
+        raise SystemExit("this system does not tell a process's peak memory; measure on Linux")
+    return grown
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from safelight.core.memory import VirtualDevice
 from safelight.core.plan import Corrections
 from safelight.pipelines.denoise.footprint import plan_step
 from safelight.pipelines.denoise.frames import ArrayImage, Frames
-from safelight.pipelines.denoise.masking import MaskingSettings
+from safelight.pipelines.denoise.masking import Masker, MaskingSettings
 from safelight.pipelines.denoise.network import Architecture
 from safelight.pipelines.denoise.prediction import Predictor
 from safelight.pipelines.denoise.schedule import default_steps, learning_rate_at
@@ -112,6 +112,15 @@ def test_the_losses_are_read_once_per_epoch(start: Start, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.Tensor, "item", lambda tensor: pytest.fail("a loss was read within an epoch"))
     start().run()
     assert reads == [torch.Size([2])] * 3
+
+
+def test_validation_patches_are_masked_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden: list[int] = []
+    hide = Masker.hide
+    monkeypatch.setattr(Masker, "hide", lambda masker, *drawn: hidden.append(1) or hide(masker, *drawn))
+    trained = start().run()
+    assert len(trained.losses.validation) == 3
+    assert len(hidden) == 1 + 6, "once for validation, and once per step"
 
 
 class KilledError(Exception):

@@ -23,8 +23,9 @@ from safelight.core.events import Value
 from safelight.core.execute import Executor
 from safelight.core.files import atomic_write
 from safelight.core.options import Seconds, Settings
+from safelight.core.peak import PeakMemory
 from safelight.pipelines.denoise.allocator import keep_freed_memory, release_freed_memory
-from safelight.pipelines.denoise.footprint import PeakMemory, check_fits, data_limit, plan_step
+from safelight.pipelines.denoise.footprint import check_fits, data_limit, plan_step
 from safelight.pipelines.denoise.frames import Frames
 from safelight.pipelines.denoise.masking import BlindSpots, Masker, MaskingSettings
 from safelight.pipelines.denoise.model import DenoiseModel, Normalisation
