@@ -236,6 +236,28 @@ def test_frames_without_a_solution_lie_on_a_relative_grid_and_the_run_says_so(tm
     assert made.plane("COVERAGE").max() == 6
 
 
+@pytest.mark.parametrize("solved", [True, False], ids=["solved", "unsolved"])
+def test_frames_stored_from_the_bottom_up_lie_on_the_others(tmp_path: Path, solved: bool) -> None:
+    """Some programs write the last row first; with the others' the frames then are of both parities."""
+    camera = Camera(pattern="RGGB")
+    folder = take(tmp_path / "in", camera, solved=solved)
+    for number in (1, 4):
+        with fits.open(folder / f"light_{number:03}.fits", mode="update") as file:
+            file[0].data = np.ascontiguousarray(file[0].data[::-1])
+            file[0].header["ROWORDER"] = "BOTTOM-UP"  # BAYERPAT goes on to be that of the picture's top
+            if solved:
+                file[0].header["CRPIX2"] = camera.size[0] + 1 - file[0].header["CRPIX2"]
+                for card in ("PC1_2", "PC2_2"):
+                    file[0].header[card] = -file[0].header.get(card, 0.0 if card == "PC1_2" else 1.0)
+    made = mosaic(folder, tmp_path / "out")
+    assert made.status == 0, made.said
+    assert made.plane("COVERAGE").max() == 6
+    assert all(check["passed"] for check in made.checks.values()), made.checks
+    light = [measure_stars(plane).flux[:20].sum() for plane in made.plane()]
+    assert light[0] / light[1] == pytest.approx(0.8, rel=0.05)
+    assert light[2] / light[1] == pytest.approx(0.6, rel=0.05)
+
+
 def test_a_solver_that_is_not_installed_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     made = mosaic(take(tmp_path / "in", solved=False), tmp_path / "out", solver="astap")

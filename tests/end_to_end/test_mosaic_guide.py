@@ -59,6 +59,6 @@ def test_every_option_of_the_guide_exists():
 
 
 def test_every_choice_of_the_options_is_in_the_guide():
-    for name in ("normalisation", "weighting", "rejection", "interpolation", "solver"):
+    for name in ("normalisation", "weighting", "rejection", "interpolation", "solver", "drizzle_kernel"):
         for choice in RunOptions.model_json_schema()["properties"][name]["enum"]:
             assert choice in GUIDE, f"--{name} {choice}"
