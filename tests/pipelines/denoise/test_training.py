@@ -114,6 +114,17 @@ def test_the_losses_are_read_once_per_epoch(start: Start, monkeypatch: pytest.Mo
     assert reads == [torch.Size([2])] * 3
 
 
+def test_augmentation_does_not_turn_noise_along_rows(start: Start) -> None:
+    columns = np.tile(np.arange(48, dtype=np.float32), (40, 1))  # differs along X only
+
+    def turned(masking: MaskingSettings) -> bool:
+        visible = start(columns, masking=masking).draw(64).visible
+        return bool(visible.diff(dim=-2).abs().flatten(1).median(1).values.any())
+
+    assert turned(MaskingSettings(percent=1))
+    assert not turned(MaskingSettings(percent=1, structure=line(2, "horizontal")))
+
+
 def test_validation_patches_are_masked_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     hidden: list[int] = []
     hide = Masker.hide
