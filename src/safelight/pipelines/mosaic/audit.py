@@ -36,6 +36,9 @@ SEAM_STEP = 0.1
 ASTROMETRIC_RESIDUAL = 0.3
 """Largest rms distance of stars from where the frames' solutions put them, in pixels."""
 
+EVEN_COVERAGE = 0.9
+"""Least share of the usual number of frames where noise is compared."""
+
 AUDITED_PIXELS = 1 << 23
 """Most pixels of a picture that are audited: those of a large one tell no more, and take more memory."""
 
@@ -84,6 +87,12 @@ def middle_of(height: int, width: int) -> tuple[slice, slice]:
     rows, columns = round(share * height), round(share * width)
     y0, x0 = (height - rows) // 2, (width - columns) // 2
     return slice(y0, y0 + rows), slice(x0, x0 + columns)
+
+
+def evenly_covered(frames: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which pixels have about as many frames as most: a stack's noise differs where fewer lie, at its edges."""
+    most = np.median(frames[frames > 0])
+    return np.asarray(frames >= EVEN_COVERAGE * most)
 
 
 def measure_part(pixels: NDArray[np.float32], part: tuple[slice, slice]) -> StarField:
