@@ -17,6 +17,8 @@ from safelight.pipelines.mesh.networks import REFINE_SCALES, CoarseNetwork, Refi
 
 _SHAPES = tuple((SIDE >> scale, SIDE >> scale, CHANNELS[scale]) for scale in REFINE_SCALES)
 _VERTICES_ALIGNMENT = 64
+_IN_CACHE = 256
+"""Vertices whose hypotheses are computed together on a CPU; a multiple of the alignment."""
 
 
 def deform(network: CoarseNetwork, images: Tensor, cameras: Cameras, executor: Executor) -> Tensor:
@@ -91,8 +93,10 @@ class _Refine(_Posed):
         self.register_buffer("maps", maps)
 
     def forward(self, points: Tensor) -> Tensor:
-        refined: Tensor = self.network(points[None], self._unflattened(), self.cameras)[-1]
-        return refined[0]
+        maps, cameras = self._unflattened(), self.cameras
+        # On a CPU what is computed must stay in its cache; a GPU wants all at once.
+        size = _IN_CACHE if points.device.type == "cpu" else max(len(points), 1)
+        return torch.cat([self.network(part[None], maps, cameras)[-1][0] for part in points.split(size)])
 
     def _unflattened(self) -> Sequence[Tensor]:
         parts = torch.split(self.get_buffer("maps"), [prod(shape) for shape in _SHAPES], dim=1)
