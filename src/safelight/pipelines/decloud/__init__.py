@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from safelight.core.pipeline import Command, Pipeline, deferred
-from safelight.pipelines.decloud.options import ConvertOptions, PredictOptions, TestOptions
+from safelight.pipelines.decloud.options import ConvertOptions, PredictOptions, TestOptions, TrainOptions
 
 _ROOM = "safelight.pipelines.decloud"
 
@@ -26,6 +26,24 @@ TEST = Command(
     report=deferred(f"{_ROOM}.report:write_report"),
     positional=(),
     without_result=frozenset({"data", "table", "split", "weights", "profile"}),
+)
+
+TRAIN = Command(
+    name="train",
+    help="""Train the network as published, or go on with a training that was stopped.
+
+    The folder then holds the best and the last weights and a report. Splits are by scene.
+
+    Example: safelight decloud train --data sen12mscr --out model --epochs 30
+    """,
+    Options=TrainOptions,
+    folder=lambda options: options.out,
+    find_items=deferred(f"{_ROOM}.items:find_training_set"),
+    process=deferred(f"{_ROOM}.process:train"),
+    plan=deferred(f"{_ROOM}.process:plan_train"),
+    report=deferred(f"{_ROOM}.report:write_report"),
+    positional=(),
+    without_result=frozenset({"data", "table"}),
 )
 
 PREDICT = Command(
@@ -64,5 +82,5 @@ CONVERT = Command(
 PIPELINE = Pipeline(
     name="decloud",
     help="Remove clouds from Sentinel-2 with the help of Sentinel-1 (GLF-CR): patches and whole scenes.",
-    commands=(TEST, PREDICT, CONVERT),
+    commands=(TEST, TRAIN, PREDICT, CONVERT),
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from safelight.core.errors import InputError, UsageError
 from safelight.core.pipeline import Found, Item
 from safelight.formats.weights import SAFETENSORS
-from safelight.pipelines.decloud.options import ConvertOptions, PredictOptions, TestOptions
-from safelight.pipelines.decloud.triplets import read_data_set
+from safelight.pipelines.decloud.options import ConvertOptions, PredictOptions, TestOptions, TrainOptions
+from safelight.pipelines.decloud.triplets import TABLE, leaks, read_data_set
 
 SCENE_SUFFIXES = (".tif", ".tiff")
 
@@ -16,6 +16,31 @@ def find_triplets(options: TestOptions) -> Found:
     data = read_data_set(options.data, options.table)
     chosen = data.of(options.split) or data.triplets
     return Found(tuple(Item(triplet.name, triplet.paths, triplet) for triplet in chosen), data.refused)
+
+
+def find_training_set(options: TrainOptions) -> Found:
+    """Find the data set to train on: one item, whose images are read while training goes on.
+
+    Raises
+    ------
+    InputError
+        A scene is in two splits: validation would see what was trained on.
+    """
+    data = read_data_set(options.data, options.table)
+    leaking = leaks(data.triplets)
+    if leaking and not options.allow_leaks:
+        scene, splits = next(iter(leaking.items()))
+        raise InputError(
+            f"{len(leaking)} scene(s) are in more than one split, for instance {scene} in {' and '.join(splits)}",
+            path=options.table or options.data,
+            expected="every scene in one split: neighbouring patches are alike",
+            remedy="split by scene, or --allow-leaks",
+        )
+    if not data.of("train"):
+        return Found((), data.refused)
+    table = options.table or options.data / TABLE
+    # The table alone stands for the data: taking digests of hundreds of gigabytes would take hours.
+    return Found((Item("model", (table,) if table.is_file() else (), data),), data.refused)
 
 
 def find_scene(options: PredictOptions) -> Found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,10 @@ from safelight.pipelines.decloud.clearing import (
     seam_error,
 )
 from safelight.pipelines.decloud.clouds import CLOUD, ShadowLevels, cloud_mask
+from safelight.pipelines.decloud.footprint import plan_step
 from safelight.pipelines.decloud.model import CloudModel
-from safelight.pipelines.decloud.options import ConvertOptions, PredictOptions, TestOptions
+from safelight.pipelines.decloud.network import Architecture
+from safelight.pipelines.decloud.options import ConvertOptions, PredictOptions, TestOptions, TrainOptions
 from safelight.pipelines.decloud.patches import middle, read_patch
 from safelight.pipelines.decloud.pictures import SHOWN_PIXELS, draw_pictures
 from safelight.pipelines.decloud.prediction import empty_batch, kernel_of, predict
@@ -35,7 +37,13 @@ from safelight.pipelines.decloud.profiling import profile
 from safelight.pipelines.decloud.scene import Place, SceneSource, Survey, layout_of, locate, survey
 from safelight.pipelines.decloud.scores import score, score_bands
 from safelight.pipelines.decloud.tables import IDENTITY
-from safelight.pipelines.decloud.triplets import Triplet, leaks
+from safelight.pipelines.decloud.training import Curve, Training, TrainingSettings, start_model
+from safelight.pipelines.decloud.triplets import DataSet, Triplet, leaks, not_official
+
+MODEL = "model.safetensors"
+"""The best weights by validation."""
+LAST_MODEL = "model_last.safetensors"
+CHECKPOINT = "training.checkpoint"
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,74 @@ def plan_test(item: Item, options: TestOptions, context: Context) -> list[Plan]:
 def summarise_test(records: Sequence[Record]) -> dict[str, float]:
     """Return the mean of each measure over the images that have it, as ``avg_psnr`` and so on."""
     return {f"avg_{name}": value for name, value in mean_of_metrics(records).items()}
+
+
+def train(item: Item, options: TrainOptions, context: Context, _: None) -> Record:
+    """Train a network on a data set, or go on with its training; keep the last and the best weights."""
+    data: DataSet = item.payload
+    checkpoint = context.folder / CHECKPOINT
+    if options.fresh:
+        checkpoint.unlink(missing_ok=True)
+    _say_data(data, context)
+    settings = _settings(options)
+    training = Training(_start(options), data.of("train"), data.of("val"), settings, context.device, context.executor)
+    steps = training.steps_per_epoch * settings.epochs
+    context.events.info(
+        "decloud_training_started",
+        images=len(data.of("train")),
+        held_out=len(data.of("val")),
+        epochs=settings.epochs,
+        batch=settings.batch_size,
+    )
+    context.events.debug("plan", **training.plan.describe())
+    if training.plan.rows < settings.batch_size:
+        context.events.info(
+            "gpu_chunking_rows", kernel=training.plan.kernel, rows=training.plan.rows, extent=settings.batch_size
+        )
+    trained = training.run(
+        checkpoint,
+        lambda epoch, curve: _say_epoch(epoch, curve, settings.epochs, context),
+        lambda step: context.progress(step, steps, "decloud_training_progress", step=step),
+    )
+    trained.last.save(context.folder / LAST_MODEL)
+    trained.best.save(context.folder / MODEL)
+    curve = trained.curve
+    metrics = {"training_loss": curve.training_loss[-1]}
+    if curve.validation_psnr:
+        metrics["validation_psnr"] = max(curve.validation_psnr)
+    return Record((context.folder / MODEL, context.folder / LAST_MODEL), metrics, {"curve": asdict(curve)})
+
+
+def plan_train(item: Item, options: TrainOptions, context: Context) -> list[Plan]:
+    """Return the memory plan of a training step."""
+    return [plan_step(_start(options).architecture, options.batch_size, options.crop_size, context.executor)]
+
+
+def _settings(options: TrainOptions) -> TrainingSettings:
+    return TrainingSettings(**{name: getattr(options, name) for name in TrainingSettings.model_fields})
+
+
+def _start(options: TrainOptions) -> CloudModel:
+    if options.weights is not None:
+        return CloudModel.load(options.weights)
+    architecture = Architecture(**{name: getattr(options, name) for name in Architecture.model_fields})
+    return start_model(architecture, options.seed)
+
+
+def _say_data(data: DataSet, context: Context) -> None:
+    for scene, splits in leaks(data.triplets).items():
+        context.events.warning("scene_in_two_splits", scene=scene, splits=" + ".join(splits))
+    others = not_official(data.triplets)
+    if others:
+        context.events.warning("split_not_official", scenes=", ".join(others))
+    if not data.of("val"):
+        context.events.warning("no_validation")
+
+
+def _say_epoch(epoch: int, curve: Curve, epochs: int, context: Context) -> None:
+    context.events.info("epoch_finished", epoch=epoch, epochs=epochs, loss=curve.training_loss[-1])
+    if curve.validation_psnr:
+        context.events.info("epoch_validated", psnr=curve.validation_psnr[-1], best=max(curve.validation_psnr))
 
 
 def predict_scene(item: Item, options: PredictOptions, context: Context, kernel: ModuleKernel) -> Record:
