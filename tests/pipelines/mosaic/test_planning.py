@@ -69,6 +69,14 @@ def test_the_plan_counts_every_frame_and_every_channel(lights: Path, capsys: pyt
     assert colour - grey > 2 * samples
 
 
+def test_a_drizzle_is_planned_on_its_finer_grid(lights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(["mosaic", "run", str(lights), "--out", "out", *DRY_RUN, "--drizzle", "2"])
+    resample, judge, drizzle = events_of(capsys)["plan"]
+    assert [plan["kernel"] for plan in (resample, judge, drizzle)] == ["resample_bicubic", "judge", "drizzle"]
+    assert (judge["extent"], drizzle["extent"]) == (HEIGHT, 2 * HEIGHT)
+    assert drizzle["predicted_bytes"] > 7 * 4 * (2 * HEIGHT) * (2 * WIDTH)
+
+
 def test_a_limit_makes_chunks_that_keep_it(lights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["mosaic", "run", str(lights), "--out", "out", *DRY_RUN, "--memory-limit", "96MiB"])
     _, stack = events_of(capsys)["plan"]

@@ -105,10 +105,14 @@ def drizzle_source(
     source = StackSource(registered)
     channels, width, count = source.shape
     judged = Judged(scratch / "judged.raw", (source.extent, count, channels, width))
-    function = partial(judge_rows, rejection=rejection_of(options))
-    judging = Kernel("judge", function, (shares.scale, shares.offset), alignment=stacking.alignment)
-    executor.map(judging, source, judged)
+    executor.map(judging(stacking, options), source, judged)
     return DrizzleSource(group, drops, shares, judged, options.drizzle, options.pixfrac, options.drizzle_kernel)
+
+
+def judging(stacking: Kernel, options: RunOptions) -> Kernel:
+    """Return ``judge_rows`` as a kernel, for the frames that the kernel of a stack would combine."""
+    function = partial(judge_rows, rejection=rejection_of(options))
+    return Kernel("judge", function, stacking.constants[:2], alignment=stacking.alignment)
 
 
 def judge_rows(samples: Tensor, scale: Tensor, offset: Tensor, rejection: Rejection) -> Tensor:
@@ -174,8 +178,7 @@ class DrizzleSource:
     @property
     def band_rows(self) -> int:
         """Rows of the grid that are drizzled at a time."""
-        row = prod(self.shape) * self.dtype.itemsize
-        return max(BAND_BYTES // row // BAND_ALIGNMENT, 1) * BAND_ALIGNMENT
+        return band_rows(self.shape)
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return rows of the grid; where nothing fell all planes are 0, and ``n_eff`` still is its inverse."""
@@ -290,9 +293,14 @@ def _parts(drops: Drops, group: Group, reach: float) -> Iterator[_Part]:
             yield _Part(transform, rows, columns, corner, size, corner[0], corner[0] + size[0])
 
 
-def drizzle_kernel(source: DrizzleSource) -> Kernel:
-    """Return the kernel that turns rows of a source into the planes of a stack; its chunks are whole bands."""
-    return Kernel("drizzle", finish_rows, alignment=source.band_rows)
+def band_rows(row_shape: tuple[int, ...]) -> int:
+    """Return how many rows, of float32, are drizzled at a time."""
+    return max(BAND_BYTES // (4 * prod(row_shape)) // BAND_ALIGNMENT, 1) * BAND_ALIGNMENT
+
+
+def drizzle_kernel(row_shape: tuple[int, ...]) -> Kernel:
+    """Return the kernel that turns rows of a ``DrizzleSource`` into planes of a stack; its chunks are whole bands."""
+    return Kernel("drizzle", finish_rows, alignment=band_rows(row_shape))
 
 
 def finish_rows(rows: Tensor) -> Tensor:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import torch
 
 from safelight.core.pipeline import Context, Item
 from safelight.core.plan import Plan
 from safelight.core.stream import TensorSource
+from safelight.kernels.combine import PLANES
 from safelight.kernels.resample import resampling
 from safelight.pipelines.mosaic.discovery import FrameFacts
+from safelight.pipelines.mosaic.drizzle import drizzle_kernel, judging
 from safelight.pipelines.mosaic.options import RunOptions
 from safelight.pipelines.mosaic.stack import stacking
 
@@ -17,7 +21,7 @@ _CONSTANTS = 4
 
 
 def plan(item: Item, options: RunOptions, context: Context) -> tuple[Plan, ...]:
-    """Plan to resample one frame, and to stack all of them as one group on a grid of their own size.
+    """Plan to resample one frame, and to stack or drizzle all of them as one group on a grid of their own size.
 
     The groups are not known yet; several take less, since each has fewer frames. Where the frames are turned or
     shifted the grid is wider, and the chunks have fewer rows.
@@ -32,7 +36,11 @@ def plan(item: Item, options: RunOptions, context: Context) -> tuple[Plan, ...]:
         coordinates = torch.empty(first.height, 2, first.width)
         samples = torch.empty(first.height, first.colours, first.width, len(frames))
         constants = tuple(torch.empty(len(frames), first.colours) for _ in range(_CONSTANTS))
-    return (
-        context.executor.plan(resampling(image, first.width, options.interpolation), TensorSource(coordinates)),
-        context.executor.plan(stacking(constants, options, first.width), TensorSource(samples)),
-    )
+    stack = stacking(constants, options, first.width)
+    jobs = [(resampling(image, first.width, options.interpolation), coordinates), (stack, samples)]
+    if options.drizzle:
+        with torch.device("meta"):
+            height, width = (ceil(size * options.drizzle) for size in (first.height, first.width))
+            planes = torch.empty(height, len(PLANES), first.colours, width)
+        jobs[1:] = [(judging(stack, options), samples), (drizzle_kernel(planes.shape[1:]), planes)]
+    return tuple(context.executor.plan(kernel, TensorSource(rows)) for kernel, rows in jobs)

@@ -138,7 +138,7 @@ def stack(item: Item, options: RunOptions, context: Context, prepared: tuple[Can
             source = drizzled = drizzle_source(
                 group, registered, kernel, calibration, options, scratch, context.executor
             )
-            kernel = drizzle_kernel(drizzled)
+            kernel = drizzle_kernel(drizzled.shape)
         shape = (grid.frames[0].facts.colours, *group.shape)
         with create_stack(path, PLANES, shape, group.wcs, {"NFRAMES": len(registered)}) as sink:
             context.executor.map(kernel, source, sink)
