@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 
+from dng import make_dataset
 from safelight.core.files import digest
+from safelight.pipelines.decloud.model import CloudModel
+from safelight.pipelines.decloud.network import GLFCR, Architecture
+from sentinel import write_triplet
 from sky import panels
 
 pytestmark = pytest.mark.slow
@@ -27,8 +33,9 @@ def safelight(folder: Path, *arguments: str) -> str:
 
 
 def images(folder: Path) -> dict[str, str]:
-    """Return the digest of every image of a run by its path."""
-    found = [path for suffix in ("tif", "fits", "png") for path in folder.rglob(f"*.{suffix}")]
+    """Return the digest of every image, array and manifest of a run by its path."""
+    kinds = ("tif", "fits", "png", "npz", "npy", "jsonl")
+    found = [path for kind in kinds for path in folder.rglob(f"*.{kind}") if path.stem not in ("journal", "events")]
     return {path.relative_to(folder).as_posix(): digest(path) for path in found}
 
 
@@ -55,3 +62,28 @@ def test_a_mosaic(tmp_path: Path) -> None:
     assert "among 2 workers" in safelight(tmp_path, *run, "--out", "two", "--workers", "2")
     assert {"mosaic_science.fits", "tiles/group-01.fits", "tiles/group-02.fits"} <= images(tmp_path / "one").keys()
     assert images(tmp_path / "two") == images(tmp_path / "one")
+
+
+def test_pairs(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "in")
+    run = ("pairs", "run", "in")
+    safelight(tmp_path, *run, "--out", "one")
+    assert "workers on cpu" in safelight(tmp_path, *run, "--out", "two", "--workers", "2")
+    assert {"manifest.jsonl"} < images(tmp_path / "one").keys()
+    assert images(tmp_path / "two") == images(tmp_path / "one")
+
+
+def test_decloud(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tiny = Architecture(features=8, growth=8, stages=1, layers=2)
+        CloudModel(tiny, GLFCR(tiny).state_dict()).save(tmp_path / "w.safetensors")
+    for seed, name in enumerate(("a.tif", "b.tif")):
+        write_triplet(tmp_path / "data", name, seed=seed)
+    (tmp_path / "data" / "data.csv").write_text("3,s1,s2,s2_cloudy,a.tif\n3,s1,s2,s2_cloudy,b.tif")
+    run = ("decloud", "test", "--data", "data", "--weights", "w.safetensors", "--crop-size", "48")
+    safelight(tmp_path, *run, "--out", "one")
+    assert "among 2 workers" in safelight(tmp_path, *run, "--out", "two", "--workers", "2")
+    one, two = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two"))
+    assert [item["metrics"] for item in two["items"]] == [item["metrics"] for item in one["items"]]
+    assert two["averages"] == one["averages"]

@@ -50,7 +50,7 @@ class Work:
         The command's; a worker imports it by its name.
     options : CommonOptions
     folder : Path
-        The run's folder.
+        The run's folder, as the parent names it: outputs are compared with it.
     shared : Path
         The file with what ``prepare`` returned for the items.
     sha256 : str
@@ -225,7 +225,7 @@ def shared_with_workers(
     with scratch_file(folder / "shared.pickle") as path:
         path.write_bytes(content)
         sha256 = hashlib.sha256(content).hexdigest()
-        yield Work(process, options, folder.resolve(), path.resolve(), sha256, Path.cwd(), workers)
+        yield Work(process, options, folder, path, sha256, Path.cwd(), workers)
 
 
 def packed(value: object) -> bytes:
