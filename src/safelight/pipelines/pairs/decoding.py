@@ -54,14 +54,19 @@ def decode(file: FrameFile) -> Decoded:
 
 def decode_ahead(files: Sequence[FrameFile]) -> Iterator[Decoded]:
     """Decode frames in their order, a few ahead of the one that is taken."""
-    waiting: deque[Future[Decoded]] = deque()
+    left, waiting = deque(files), deque[Future[Decoded]]()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="safelight-decode") as pool:
+
+        def submit() -> None:
+            while left and len(waiting) < frames_ahead(left[0]):
+                waiting.append(pool.submit(decode, left.popleft()))
+
         try:
-            left = deque(files)
-            while left or waiting:
-                while left and len(waiting) <= frames_ahead(left[0]):
-                    waiting.append(pool.submit(decode, left.popleft()))
-                yield waiting.popleft().result()
+            submit()
+            while waiting:
+                decoded = waiting.popleft().result()
+                submit()  # now, so that it is decoded while the one before is worked on
+                yield decoded
         finally:
             for future in waiting:
                 future.cancel()
