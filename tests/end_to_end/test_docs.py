@@ -60,6 +60,14 @@ def test_every_option_is_described_on_the_page_of_commands(
         assert words(description)[:20] in words(section)
 
 
+@pytest.mark.parametrize("name", sorted(registered()))
+def test_every_command_is_explained_by_a_person(name: str) -> None:
+    """On the pipeline's page of the guide once it has one, or in the README."""
+    told = PAGES["README.md"] + PAGES.get(f"{name}.md", "")
+    jobs = [f"safelight {name} {command.name}" for pipeline, command in COMMANDS if pipeline.name == name]
+    assert f"{name}.md" not in PAGES or [job for job in jobs if job not in told] == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_names_only_options_that_exist(sections: dict[str, str], page: str) -> None:
     known = {option for section in sections.values() for option in OPTION.findall(section)}
