@@ -33,7 +33,14 @@ from safelight.pipelines.mosaic.assembly import (
     unmatched,
     well_covered,
 )
-from safelight.pipelines.mosaic.audit import check_noise, check_seam, check_stars, measure_part, middle_of
+from safelight.pipelines.mosaic.audit import (
+    check_noise,
+    check_seam,
+    check_stars,
+    evenly_covered,
+    measure_part,
+    middle_of,
+)
 from safelight.pipelines.mosaic.calibration import Calibration, read_calibration
 from safelight.pipelines.mosaic.canvas import Canvas, common_canvas, crop
 from safelight.pipelines.mosaic.discovery import FrameFacts
@@ -62,6 +69,9 @@ PREVIEW = "mosaic_preview.png"
 
 MATCH_TOLERANCE = 2.0
 """Pixels within which two detections are one star, once frames are registered."""
+
+SAMPLES = ("low", "high", "count")
+"""The planes that add up to the frames that lie on a pixel."""
 
 AUDITED_FRAMES = 9
 """Single frames that a stack is compared with."""
@@ -299,14 +309,14 @@ def _audit_group(
     middle = middle_of(registered[0].shape[0], registered[0].shape[2])
     frames = [measure_part(registered[n].window(channel, *middle) * float(scale[n, channel]), middle) for n in numbers]
     middle = middle_of(*planes.shape)
-    stacked = measure_part(planes.window("image", channel, *middle), middle)
+    image, n_eff, *frames_there = (planes.window(name, channel, *middle) for name in ("image", "n_eff", *SAMPLES))
+    covered = evenly_covered(np.sum(frames_there, axis=0))
+    stacked = measure_part(np.where(covered, image, np.nan), middle)
     noises = [field.noise for field in frames]
     if drizzled is not None:
         stacked = drizzled.on_frames(stacked)
         noises = drizzled.shares.noise[numbers, channel].tolist()
-    n_eff = planes.window("n_eff", channel, *middle)
-    effective = float(np.median(n_eff[n_eff > 0]))
-    noise = check_noise(name, noises, stacked.noise, effective)
+    noise = check_noise(name, noises, stacked.noise, float(np.median(n_eff[covered])))
     return [check.as_json() for check in (noise, *check_stars(name, frames, stacked, MATCH_TOLERANCE))]
 
 
@@ -335,7 +345,7 @@ def _shares_rejected(planes: StackFile, height: int) -> dict[str, float]:
     """Return which share of the samples was rejected as too low, and as too high."""
     low, high, count = (
         sum(float(planes.read(name, band).sum(dtype=np.float64)) for band in bands(slice(0, height)))
-        for name in ("low", "high", "count")
+        for name in SAMPLES
     )
     return {"rejected_low": low / (low + high + count), "rejected_high": high / (low + high + count)}
 
