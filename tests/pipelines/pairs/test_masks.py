@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from exposures import BAYER, BLACK, LOW, MARGIN, WHITE, XTRANS, Floats, Pattern, expose, moved, pair, texture
 from safelight.core.device import Device
-from safelight.core.events import Event, EventLog
+from safelight.core.events import EventLog
 from safelight.core.execute import Executor
 from safelight.core.plan import Corrections
 from safelight.formats.raw import RawFrame, read_raw
@@ -127,16 +127,12 @@ def test_clipping_is_that_of_each_colour(scene: Floats, executor: Executor) -> N
 
 @pytest.mark.parametrize("method", ["noise", "upstream"])
 @PATTERNS
-def test_rows_are_the_same_in_chunks_of_any_size(
-    pattern: Pattern, method: MaskMethod, executor: Executor, tmp_path: Path
+def test_rows_are_the_same_in_parts_of_any_size(
+    pattern: Pattern, method: MaskMethod, executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clean, noisy = pair(texture(1900, 300, 1), pattern, SHIFT, full_well=200.0)
-    limit = {"noise": 7 << 20, "upstream": 14 << 20}[method]
-    little = Executor(
-        Device(torch.device("cpu")), EventLog(), memory_limit=limit, corrections=Corrections(tmp_path / "other")
-    )
-    events: list[Event] = []
-    little.events.subscribe(events.append)
-    whole, chunked = (bits_of(clean, noisy, run, method) for run in (executor, little))
-    assert any(event.key == "gpu_chunking_rows" for event in events)
-    np.testing.assert_array_equal(whole, chunked)
+    clean, noisy = pair(texture(800, 300, 1), pattern, SHIFT, full_well=200.0)
+    found = []
+    for rows in (1000, 40):
+        monkeypatch.setattr("safelight.pipelines.pairs.overlap.PART_ROWS", rows)
+        found.append(bits_of(clean, noisy, executor, method))
+    np.testing.assert_array_equal(found[0], found[1])

@@ -36,7 +36,7 @@ from safelight.kernels.cfa import (
 )
 from safelight.kernels.exposure import PoissonGaussian, block_light, fit_poisson_gaussian, gain_between, offset_by_level
 from safelight.kernels.register import coarse_shift, despeckle, fine_shift, shared_variance, spectrum
-from safelight.pipelines.pairs.overlap import Levels, Overlap, PairRows, by_blocks, levels_of, pair_cells
+from safelight.pipelines.pairs.overlap import Levels, Overlap, PairRows, levels_of, pair_cells, run_in_parts
 
 Status = Literal["ok", "suspect", "failed"]
 Reason = Literal[
@@ -255,6 +255,9 @@ class _MosaicRows:
     def shape(self) -> tuple[int, ...]:
         return (self.period, self.mosaic.shape[1] // self.period * self.period)
 
+    def part(self, start: int, stop: int) -> _MosaicRows:
+        return _MosaicRows(self.mosaic[start * self.period : stop * self.period], self.period)
+
     def read(self, start: int, stop: int) -> Tensor:
         rows = self.mosaic[start * self.period : stop * self.period, : self.shape[1]]
         return torch.from_numpy(np.ascontiguousarray(rows)).view(-1, *self.shape)
@@ -295,9 +298,8 @@ def _grey(
     """Return the grey image of a frame from a cell's first pixel on, raw values cut at limits, without hot pixels."""
     function = partial(_grey_rows, tile=tile, black=frame.black, white=frame.white, limits=limits)
     rows = _MosaicRows(frame.mosaic[origin[0] :, origin[1] :], len(tile))
-    sink = TensorSink(rows.extent)
-    executor.map(Kernel("pair_grey", partial(by_blocks, function=function, halo=1), halo=1), rows, sink)
-    return sink.result.flatten(0, 1)
+    kernel = Kernel("pair_grey", function, halo=1)
+    return run_in_parts(kernel, rows.extent, rows.part, executor).flatten(0, 1)
 
 
 def _grey_rows(rows: Tensor, tile: Tile, black: PerColour, white: float, limits: PerColour) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from safelight.core.execute import Executor
 from safelight.core.kernel import Kernel
-from safelight.core.stream import TensorSink, TensorSource
+from safelight.core.stream import TensorSource
 from safelight.formats.raw import PerColour, RawFrame
 from safelight.kernels.cfa import Tile, along, cell_side, interpolate_colours, normalise
 from safelight.kernels.exposure import at_level
@@ -33,7 +32,7 @@ from safelight.kernels.loss_mask import (
     opened,
 )
 from safelight.pipelines.pairs.alignment import Anchor, PairAlignment
-from safelight.pipelines.pairs.overlap import Levels, Overlap, PairRows, by_blocks, levels_of, pair_cells
+from safelight.pipelines.pairs.overlap import Levels, Overlap, PairRows, levels_of, pair_cells, run_in_parts
 
 MaskMethod = Literal["noise", "upstream"]
 
@@ -84,7 +83,8 @@ def mask(
     (y, x), (height, width) = overlap.target, overlap.shape
     rows = PairRows.of(anchor.frame, target, overlap)
     clipping = (anchor.frame.clipping, target.clipping)
-    inside = _run("pair_clipped", partial(clipped_rows, tile=overlap.tile, clipping=clipping), rows, executor)
+    clipped = Kernel("pair_clipped", partial(clipped_rows, tile=overlap.tile, clipping=clipping))
+    inside = run_in_parts(clipped, rows.extent, rows.part, executor)
     if alignment.status == "failed":
         inside |= MOVED
     else:
@@ -104,20 +104,12 @@ def clipped_rows(rows: Tensor, tile: Tile, clipping: tuple[PerColour, PerColour]
     return bits
 
 
-def _run(
-    name: str, function: Callable[..., Tensor], rows: PairRows | TensorSource, executor: Executor, halo: int = 0
-) -> Tensor:
-    """Return a function's result for all rows."""
-    sink = TensorSink(rows.extent)
-    executor.map(Kernel(name, partial(by_blocks, function=function, halo=halo), halo=halo), rows, sink)
-    return sink.result
-
-
 def _moved_by_noise(
     rows: PairRows, anchor: Levels, target: Levels, alignment: PairAlignment, overlap: Overlap, executor: Executor
 ) -> Tensor:
     function = partial(_noise_rows, anchor=anchor, target=target, alignment=alignment, overlap=overlap)
-    return _run("pair_mask_noise", function, rows, executor, halo=HALO + _CELLS_HALO)
+    kernel = Kernel("pair_mask_noise", function, halo=HALO + _CELLS_HALO)
+    return run_in_parts(kernel, rows.extent, rows.part, executor)
 
 
 def _noise_rows(rows: Tensor, anchor: Levels, target: Levels, alignment: PairAlignment, overlap: Overlap) -> Tensor:
@@ -149,9 +141,10 @@ def _moved_by_loss(
     function = partial(
         _loss_rows, tile=overlap.tile, anchor=anchor, target=target, gain=alignment.raw_gain, residual=residual
     )
-    loss = _run("pair_loss", function, rows, executor, halo=2)
+    loss = run_in_parts(Kernel("pair_loss", function, halo=2), rows.extent, rows.part, executor)
     limit = min(LARGEST_LOSS, _quantile(loss, LOSS_QUANTILE))
-    return _run("pair_mask_loss", partial(_over, limit=limit), TensorSource(loss), executor, halo=2)
+    kernel = Kernel("pair_mask_loss", partial(_over, limit=limit), halo=2)
+    return run_in_parts(kernel, len(loss), lambda start, stop: TensorSource(loss[start:stop]), executor)
 
 
 def _loss_rows(

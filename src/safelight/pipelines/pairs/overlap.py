@@ -10,12 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from safelight.core.execute import Executor
+from safelight.core.kernel import Kernel
+from safelight.core.stream import Source, TensorSink
 from safelight.formats.raw import PerColour, RawFrame
 from safelight.kernels.cfa import Offset, Tile, along, colour_cells, normalise
 from safelight.kernels.loss_mask import between
 
-BLOCK_ROWS = 128
-"""Rows of tiles that are computed at once: less memory than a chunk, and faster."""
+PART_ROWS = 384
+"""Rows of tiles that are computed at once."""
 
 Levels = tuple[PerColour, float, PerColour]
 """Black by colour, white, clipping by colour."""
@@ -79,6 +82,11 @@ class PairRows:
         """Shape of a row of tiles."""
         return (2, self.period, self.anchor.shape[1])
 
+    def part(self, start: int, stop: int) -> PairRows:
+        """Return some rows of tiles alone."""
+        rows = slice(start * self.period, stop * self.period)
+        return PairRows(self.anchor[rows], self.target[rows], self.period)
+
     def read(self, start: int, stop: int) -> Tensor:
         """Return rows of tiles of both frames."""
         rows = slice(start * self.period, stop * self.period)
@@ -86,23 +94,31 @@ class PairRows:
         return torch.from_numpy(np.stack(parts, axis=1))
 
 
-def by_blocks(rows: Tensor, function: Callable[[Tensor], Tensor], halo: int) -> Tensor:
-    """Return what a function makes of rows, a few at a time: what it needs besides stays in the processor's cache.
+def run_in_parts(kernel: Kernel, extent: int, part: Callable[[int, int], Source], executor: Executor) -> Tensor:
+    """Return what a kernel makes of all rows, on the CPU, a part at a time.
+
+    The executor fills whatever memory there is; large frames are not to take more than a few times their own size.
 
     Parameters
     ----------
-    rows : Tensor
-        (n, …).
-    function : callable
-        As many rows come out as went in.
-    halo : int
-        Rows of context on each side that change a row's result.
+    kernel : Kernel
+    extent : int
+        Rows in all.
+    part : callable
+        ``(start, stop) -> Source`` of these rows alone.
+    executor : Executor
     """
-    parts = []
-    for start in range(0, len(rows), BLOCK_ROWS):
-        first, stop = max(start - halo, 0), min(start + BLOCK_ROWS, len(rows))
-        parts.append(function(rows[first : stop + halo])[start - first : stop - first])
-    return torch.cat(parts)
+    result: Tensor | None = None
+    for start in range(0, extent, PART_ROWS):
+        stop = min(start + PART_ROWS, extent)
+        first, last = max(start - kernel.halo, 0), min(stop + kernel.halo, extent)
+        sink = TensorSink(last - first)
+        executor.map(kernel, part(first, last), sink)
+        if result is None:
+            result = sink.result.new_empty((extent, *sink.result.shape[1:]))
+        result[start:stop] = sink.result[start - first : stop - first]
+    assert result is not None, "there are no rows"
+    return result
 
 
 def levels_of(frame: RawFrame) -> Levels:
