@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
+from scipy.spatial.distance import cdist
 
 import sky
 from safelight.core import execute
@@ -48,6 +49,10 @@ def test_the_light_of_stars_is_kept_on_a_grid_of_twice_as_many_pixels_a_side(tmp
     np.testing.assert_allclose(np.abs(np.diag(made.wcs().pixel_scale_matrix)) * 3600, sky.SCALE / 2, rtol=1e-3)
     for ra, dec, flux in brightest(camera.stars, 5):
         assert light_of(made, ra, dec, 12) / 4 == pytest.approx(flux, rel=0.01)
+    stars = measure_stars(made.plane()[0])
+    places = np.stack(made.wcs().all_world2pix(camera.stars.ra, camera.stars.dec, 0), axis=1)
+    off = (stars.positions[:20, None] - places)[np.arange(20), cdist(stars.positions[:20], places).argmin(1)]
+    assert np.abs(np.median(off, axis=0)).max() < 0.1, "the WCS is that of the finer grid, to a part of its pixels"
     assert all(check["passed"] for check in made.checks.values()), made.checks
 
 
