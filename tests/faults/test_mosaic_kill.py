@@ -22,11 +22,8 @@ MOMENTS: dict[str, Moment] = {
     "measuring": (f"{MOSAIC}.process", "stars_of", 3),
     "registering": (f"{MOSAIC}.process", "register_frame", 2),
     "stacking": (f"{MOSAIC}.stack_file", "PlanesSink.write", 1),
-    "registering the second group": (f"{MOSAIC}.process", "register_frame", 5),
     "stacking the second group": (f"{MOSAIC}.stack_file", "PlanesSink.write", 2),
-    "matching": (f"{MOSAIC}.process", "match", 1),
     "assembling": (f"{MOSAIC}.stack_file", "PlanesSink.write", 3),
-    "drawing the preview": (f"{MOSAIC}.process", "write_preview", 1),
     "reporting": (f"{MOSAIC}.report", "write_report", 1),
 }
 FRAMES_PER_GROUP = 3
