@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import sys
@@ -119,6 +120,7 @@ def _function(pipeline: Pipeline, command: Command[Any], act: Act) -> Callable[.
     def call(*values: Any, **named: Any) -> int:
         from safelight.core.settings import gather
 
+        gc.enable()
         bound = signature.bind(*values, **named).arguments
         given = {name: value for name, value in bound.items() if value is not None}
         return act(pipeline, command, gather(pipeline, command, given, os.environ))

@@ -70,7 +70,8 @@ def variables(environment: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """
     names = [VARIABLE_PREFIX + key.upper() for key in GPU_KEYS]
     flags = {name: flag for name in names if (flag := _flag(environment.get(name), name)) is not None}
-    return {"device": (name, _device(flag)) for name, flag in list(flags.items())[:1]}
+    first = next(iter(flags.items()), None)
+    return {} if first is None else {"device": (first[0], _device(first[1]))}
 
 
 def save(path: Path, document: Mapping[str, Any], options: Mapping[str, Any]) -> None:
