@@ -50,7 +50,9 @@ class TrainOptions(DataOptions):
     weights: Path | None = Field(None, description="A model to start from; random weights by default.")
     epochs: int = _field("Training", 30, "Passes over the training images.", ge=1)
     batch_size: int = _field("Training", 1, "Images per step.", ge=1)
-    learning_rate: float = _field("Training", 1e-4, "Rate of the first epochs; halved at the 7th and every five after.", gt=0)
+    learning_rate: float = _field(
+        "Training", 1e-4, "Rate at first; halved at the 7th epoch and every five after.", gt=0
+    )
     clip_gradient: float | None = _field("Training", None, "Largest norm of a step's gradient, for instance 1.0.", gt=0)
     augment: bool = _field("Training", False, "Flip and rotate patches, eight orientations.")
     allow_leaks: bool = _field("Training", False, "Train although a scene is in two splits.")
