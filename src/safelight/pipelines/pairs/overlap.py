@@ -17,7 +17,7 @@ from safelight.formats.raw import PerColour, RawFrame
 from safelight.kernels.cfa import Offset, Tile, along, colour_cells, normalise
 from safelight.kernels.loss_mask import between
 
-PART_ROWS = 384
+PART_ROWS = 128
 """Rows of tiles that are computed at once."""
 
 Levels = tuple[PerColour, float, PerColour]
