@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import prod
 
 import torch
@@ -96,10 +97,13 @@ class _Refine(_Posed):
         maps, cameras = self._unflattened(), self.cameras
         # On a CPU what is computed must stay in its cache; a GPU wants all at once.
         size = _IN_CACHE if points.device.type == "cpu" else max(len(points), 1)
-        return torch.cat([self.network(part[None], maps, cameras)[-1][0] for part in points.split(size)])
+        parts = (points[start : start + size] for start in range(0, len(points), size))
+        return torch.cat([self.network(part[None], maps, cameras)[-1][0] for part in parts])
 
     def _unflattened(self) -> Sequence[Tensor]:
-        parts = torch.split(self.get_buffer("maps"), [prod(shape) for shape in _SHAPES], dim=1)
+        maps = self.get_buffer("maps")
+        sizes = [prod(shape) for shape in _SHAPES]
+        parts = [maps.narrow(1, start, size) for start, size in zip(accumulate(sizes, initial=0), sizes, strict=False)]
         return [part.reshape(1, len(part), *shape) for part, shape in zip(parts, _SHAPES, strict=True)]
 
 
