@@ -36,7 +36,7 @@ from safelight.kernels.cfa import (
 )
 from safelight.kernels.exposure import PoissonGaussian, block_light, fit_poisson_gaussian, gain_between, offset_by_level
 from safelight.kernels.register import coarse_shift, despeckle, fine_shift, shared_variance, spectrum
-from safelight.pipelines.pairs.overlap import Levels, Overlap, PairRows, levels_of, pair_cells, run_in_parts
+from safelight.pipelines.pairs.overlap import Levels, Overlap, PairRows, in_parts, levels_of, pair_cells
 
 Status = Literal["ok", "suspect", "failed"]
 Reason = Literal[
@@ -60,7 +60,7 @@ MIN_USABLE = 0.5
 
 COARSE_PIXELS = 1_500_000
 """Most grey pixels of the first search; larger frames are binned further."""
-FINE_SIDE = 1536
+FINE_SIDE = 1024
 """Longest side, in cells, of the middle part from which the fine shift is found."""
 TILES, TILE_SIDE = 3, 512
 """Tiles along each axis, and their longest side in cells: their shifts' spread is the uncertainty."""
@@ -299,7 +299,11 @@ def _grey(
     function = partial(_grey_rows, tile=tile, black=frame.black, white=frame.white, limits=limits)
     rows = _MosaicRows(frame.mosaic[origin[0] :, origin[1] :], len(tile))
     kernel = Kernel("pair_grey", function, halo=1)
-    return run_in_parts(kernel, rows.extent, rows.part, executor).flatten(0, 1)
+    side = cell_side(tile)
+    image = torch.empty((rows.extent, len(tile) // side, rows.shape[1] // side))
+    for place, part in in_parts(kernel, rows.extent, rows.part, executor):
+        image[place] = part
+    return image.flatten(0, 1)
 
 
 def _grey_rows(rows: Tensor, tile: Tile, black: PerColour, white: float, limits: PerColour) -> Tensor:
@@ -432,6 +436,7 @@ def _sample(anchor: RawFrame, target: RawFrame, overlap: Overlap, executor: Exec
     sink = TensorSink(bands.extent)
     executor.map(Kernel("pair_sample", function, alignment=1), bands, sink)
     cells = sink.result.transpose(0, 1).flatten(1, 2)
+    del sink
     first, second, usable = cells[:3], cells[3:6], cells[6:] > 0
     gains, together = _gains(first, second, usable)
     difference = second * gains.view(3, 1, 1) - first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -32,7 +33,7 @@ from safelight.kernels.loss_mask import (
     opened,
 )
 from safelight.pipelines.pairs.alignment import Anchor, PairAlignment
-from safelight.pipelines.pairs.overlap import Levels, Overlap, PairRows, levels_of, pair_cells, run_in_parts
+from safelight.pipelines.pairs.overlap import Levels, Overlap, PairRows, in_parts, levels_of, pair_cells
 
 MaskMethod = Literal["noise", "upstream"]
 
@@ -84,14 +85,22 @@ def mask(
     rows = PairRows.of(anchor.frame, target, overlap)
     clipping = (anchor.frame.clipping, target.clipping)
     clipped = Kernel("pair_clipped", partial(clipped_rows, tile=overlap.tile, clipping=clipping))
-    inside = run_in_parts(clipped, rows.extent, rows.part, executor)
+    inside = bits[y : y + height, x : x + width]
+    inside[:] = 0
+    _add(inside, in_parts(clipped, rows.extent, rows.part, executor))
     if alignment.status == "failed":
         inside |= MOVED
     else:
         find = _moved_by_noise if method == "noise" else _moved_by_loss
-        inside |= find(rows, levels_of(anchor.frame), levels_of(target), alignment, overlap, executor)
-    bits[y : y + height, x : x + width] = inside.flatten(0, 1).numpy()
-    return PairMask(bits, float((inside == 0).sum(dtype=torch.int64)) / inside.numel())
+        _add(inside, find(rows, levels_of(anchor.frame), levels_of(target), alignment, overlap, executor))
+    return PairMask(bits, 1 - np.count_nonzero(inside) / inside.size)
+
+
+def _add(bits: NDArray[np.uint8], found: Iterable[tuple[slice, Tensor]]) -> None:
+    """Set bits that were found, by rows of tiles."""
+    for rows, part in found:
+        period = part.shape[1]
+        bits[rows.start * period : rows.stop * period] |= part.flatten(0, 1).numpy()
 
 
 def clipped_rows(rows: Tensor, tile: Tile, clipping: tuple[PerColour, PerColour]) -> Tensor:
@@ -106,10 +115,10 @@ def clipped_rows(rows: Tensor, tile: Tile, clipping: tuple[PerColour, PerColour]
 
 def _moved_by_noise(
     rows: PairRows, anchor: Levels, target: Levels, alignment: PairAlignment, overlap: Overlap, executor: Executor
-) -> Tensor:
+) -> Iterator[tuple[slice, Tensor]]:
     function = partial(_noise_rows, anchor=anchor, target=target, alignment=alignment, overlap=overlap)
     kernel = Kernel("pair_mask_noise", function, halo=HALO + _CELLS_HALO)
-    return run_in_parts(kernel, rows.extent, rows.part, executor)
+    return in_parts(kernel, rows.extent, rows.part, executor)
 
 
 def _noise_rows(rows: Tensor, anchor: Levels, target: Levels, alignment: PairAlignment, overlap: Overlap) -> Tensor:
@@ -135,16 +144,18 @@ def _bits(moved: Tensor, rows: Tensor, side: int) -> Tensor:
 
 def _moved_by_loss(
     rows: PairRows, anchor: Levels, target: Levels, alignment: PairAlignment, overlap: Overlap, executor: Executor
-) -> Tensor:
+) -> Iterator[tuple[slice, Tensor]]:
     whole, lattice = alignment.shift_integer, alignment.shift_lattice
     residual = (whole[0] - lattice[0], whole[1] - lattice[1])
     function = partial(
         _loss_rows, tile=overlap.tile, anchor=anchor, target=target, gain=alignment.raw_gain, residual=residual
     )
-    loss = run_in_parts(Kernel("pair_loss", function, halo=2), rows.extent, rows.part, executor)
+    loss = torch.empty((rows.extent, *rows.shape[1:]), dtype=torch.float16)
+    for place, part in in_parts(Kernel("pair_loss", function, halo=2), rows.extent, rows.part, executor):
+        loss[place] = part
     limit = min(LARGEST_LOSS, _quantile(loss, LOSS_QUANTILE))
     kernel = Kernel("pair_mask_loss", partial(_over, limit=limit), halo=2)
-    return run_in_parts(kernel, len(loss), lambda start, stop: TensorSource(loss[start:stop]), executor)
+    return in_parts(kernel, len(loss), lambda start, stop: TensorSource(loss[start:stop]), executor)
 
 
 def _loss_rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,8 +94,10 @@ class PairRows:
         return torch.from_numpy(np.stack(parts, axis=1))
 
 
-def run_in_parts(kernel: Kernel, extent: int, part: Callable[[int, int], Source], executor: Executor) -> Tensor:
-    """Return what a kernel makes of all rows, on the CPU, a part at a time.
+def in_parts(
+    kernel: Kernel, extent: int, part: Callable[[int, int], Source], executor: Executor
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield which rows and what a kernel makes of them, on the CPU, a part at a time.
 
     The executor fills whatever memory there is; large frames are not to take more than a few times their own size.
 
@@ -108,17 +110,12 @@ def run_in_parts(kernel: Kernel, extent: int, part: Callable[[int, int], Source]
         ``(start, stop) -> Source`` of these rows alone.
     executor : Executor
     """
-    result: Tensor | None = None
     for start in range(0, extent, PART_ROWS):
         stop = min(start + PART_ROWS, extent)
         first, last = max(start - kernel.halo, 0), min(stop + kernel.halo, extent)
         sink = TensorSink(last - first)
         executor.map(kernel, part(first, last), sink)
-        if result is None:
-            result = sink.result.new_empty((extent, *sink.result.shape[1:]))
-        result[start:stop] = sink.result[start - first : stop - first]
-    assert result is not None, "there are no rows"
-    return result
+        yield slice(start, stop), sink.result[start - first : stop - first]
 
 
 def levels_of(frame: RawFrame) -> Levels:
