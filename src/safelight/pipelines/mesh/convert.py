@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from safelight.core.errors import InputError
 from safelight.core.pipeline import Context, Item, Record
+from safelight.formats.legacy_pickle import read_pickle
 from safelight.formats.mesh import SUFFIXES, read_mesh
 from safelight.formats.tf_checkpoint import INDEX, read_checkpoint
 from safelight.formats.weights import read_weights
@@ -65,13 +67,29 @@ def read_template(path: Path) -> Template:
         if path.suffix.lower() in SUFFIXES:
             mesh = read_mesh(path)
             return make_template(mesh.vertices, mesh.faces)
+        if path.suffix.lower() == ".dat":
+            return _published_template(read_pickle(path))
         with np.load(path) as arrays:
             return make_template(arrays["coord"], arrays["faces1"])
     except InputError as error:
         error.path = path
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, IndexError) as error:
         raise InputError(f"cannot be read as a template ({error})", path=path) from None
+
+
+def _published_template(content: object) -> Template:
+    """Return the template of a published .dat: a dict with the coordinates, and the faces of each level."""
+    content = content if isinstance(content, dict) else {}
+    faces = content.get("faces_triangle")
+    first = faces[0] if isinstance(faces, list) and faces else None
+    return make_template(_triples(content.get("coord"), "coord", "f"), _triples(first, "faces_triangle", "iu"))
+
+
+def _triples(values: object, name: str, kinds: str) -> NDArray[Any]:
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in kinds or values.shape[1:] != (3,):
+        raise InputError(f"has no array {name} of triples", expected="a template of Pixel2Mesh++")
+    return values
 
 
 def _template(options: ConvertOptions, context: Context) -> Template:

@@ -1,15 +1,19 @@
-"""Data sets of rendered objects: ``…/CATEGORY/ITEM/rendering/NN.png`` beside ``rendering_metadata.txt``."""
+"""Data sets of rendered objects: ``…/CATEGORY/ITEM/rendering/NN.png`` beside ``rendering_metadata.txt``.
+
+The ground truth is points beside ``rendering``, or the published ``CATEGORY_ITEM_NN.dat`` anywhere in the data set.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
 from safelight.core.errors import InputError, SafelightError
 from safelight.core.pipeline import Found, Item, Refusal
+from safelight.formats.legacy_pickle import read_pickle
 from safelight.formats.mesh import read_mesh
 from safelight.pipelines.mesh.camera_files import read_rows
 from safelight.pipelines.mesh.cameras import WORLD_SCALE, Cameras
@@ -18,8 +22,27 @@ from safelight.pipelines.mesh.options import DataOptions
 CAMERAS = "rendering_metadata.txt"
 TRUTHS = ("gt_points_normals.npz", "points.npz", "points.npy", "points.xyz", "points.ply")
 """Names of the ground truth beside the folder ``rendering``, in the frame of the models."""
-_RENDERING = "rendering"
+PUBLISHED = ".dat"
+"""Kind of the published ground truth, in the frame of the leading camera."""
+RENDERING = "rendering"
 _LARGEST = 1 << 30
+_LARGEST_LIST = 64 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """Points on the surface of an object.
+
+    Parameters
+    ----------
+    points : array
+        (n, 3) float64.
+    in_camera : bool
+        Whether they are in the frame of the leading camera, at the scale of the meshes; else in that of the model.
+    """
+
+    points: NDArray[np.float64]
+    in_camera: bool
 
 
 @dataclass(frozen=True)
@@ -57,70 +80,108 @@ class Rendered:
 
 
 def find_objects(options: DataOptions) -> Found:
-    """Find all objects of a data set; those that lack something are refused by name.
+    """Find all objects of a data set, or those of a list; those that lack something are refused by name.
 
     Raises
     ------
     InputError
-        The folder does not exist or holds no objects.
+        The folder or list does not exist or holds no objects.
     """
-    if not options.data.is_dir():
-        raise InputError("there is no such folder", path=options.data)
-    items, refused = [], []
-    for cameras in sorted(options.data.rglob(f"{_RENDERING}/{CAMERAS}")):
+    root = options.data.parent if options.data.is_file() else options.data
+    if not root.is_dir():
+        raise InputError("there is no such folder, nor list", path=options.data)
+    listed = _read_list(options.data) if options.data.is_file() else None
+    published = {path.stem: path for path in sorted(root.rglob(f"*{PUBLISHED}"))}
+    items, refused, missing = [], [], set(listed or ())
+    for cameras in sorted(root.rglob(f"{RENDERING}/{CAMERAS}")):
         home = cameras.parent.parent
-        name = "_".join((*home.relative_to(options.data).parts, f"{options.use_views[0]:02}"))
+        name = "_".join((*home.relative_to(root).parts[-2:], f"{options.use_views[0]:02}"))
+        if listed is not None and name not in listed:
+            continue
+        missing.discard(name)
         try:
-            found = _look(home, cameras, options)
+            category = home.parent.name if home.parent != root else home.name
+            found = _look(category, cameras, published.get(name), options.use_views)
         except SafelightError as error:
             refused.append(Refusal(name, error))
             continue
         items.append(Item(name, (*found.views, found.cameras, found.truth), found))
+    refused += [Refusal(name, InputError("is listed, and has no views", path=root)) for name in sorted(missing)]
     if not items and not refused:
         raise InputError(
             "holds no objects",
             path=options.data,
-            expected=f"folders CATEGORY/ITEM/{_RENDERING} with {CAMERAS} and views",
+            expected=f"folders CATEGORY/ITEM/{RENDERING} with {CAMERAS} and views",
         )
     return Found(tuple(items), tuple(refused))
 
 
-def read_truth(path: Path) -> NDArray[np.float64]:
-    """Return the points (n, 3) of a ground truth, in the frame of the model.
+def read_truth(path: Path) -> Truth:
+    """Return the points of a ground truth.
 
     Raises
     ------
     InputError
         It cannot be read, has no points, or some that are not finite.
+    UnsafeInputError
+        It is a pickle that holds anything but arrays.
     """
+    if path.suffix == PUBLISHED:
+        return Truth(_checked(_points_of_pickle(path), path), in_camera=True)
     if path.suffix not in (".npz", ".npy"):
-        return read_mesh(path).vertices
+        return Truth(read_mesh(path).vertices, in_camera=False)
     if path.stat().st_size > _LARGEST:
         raise InputError("is too large for points", path=path)
     try:
         loaded = np.load(path)
-        points = np.asarray(loaded if isinstance(loaded, np.ndarray) else loaded["points"], np.float64)[:, :3]
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        points = np.asarray(loaded if isinstance(loaded, np.ndarray) else loaded["points"], np.float64)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"cannot be read as points ({error})", path=path) from None
-    if not points.size or points.shape[1] != 3 or not np.isfinite(points).all():
-        raise InputError("has no points, or some that are not finite", path=path)
-    return points
+    return Truth(_checked(points, path), in_camera=False)
 
 
-def in_camera_frame(points: NDArray[np.float64], cameras: Cameras) -> NDArray[np.float64]:
-    """Return points of a model in the frame of the leading camera, at the scale of the meshes."""
+def in_camera_frame(truth: Truth, cameras: Cameras) -> NDArray[np.float64]:
+    """Return the points of a ground truth in the frame of the leading camera, at the scale of the meshes."""
+    if truth.in_camera:
+        return truth.points
     axes, origin = cameras.axes[0, 0].numpy(), cameras.origin[0, 0].numpy()
-    placed: NDArray[np.float64] = (points * WORLD_SCALE - origin) @ axes.T
+    placed: NDArray[np.float64] = (truth.points * WORLD_SCALE - origin) @ axes.T
     return placed
 
 
-def _look(home: Path, cameras: Path, options: DataOptions) -> Rendered:
-    views = tuple(cameras.with_name(f"{number:02}.png") for number in options.use_views)
+def _points_of_pickle(path: Path) -> NDArray[np.float64]:
+    """Return points and normals of a published ground truth: an array, or a tuple of the picture and that array."""
+    content = read_pickle(path)
+    points = content[1] if isinstance(content, (tuple, list)) and len(content) == 2 else content
+    if not isinstance(points, np.ndarray) or points.dtype.kind not in "fiu":
+        raise InputError("holds no points", path=path, expected="an array (n, 6), or a picture and that array")
+    return points.astype(np.float64)
+
+
+def _checked(values: NDArray[np.float64], path: Path) -> NDArray[np.float64]:
+    """Return the first three columns."""
+    if values.ndim != 2 or not values.size or values.shape[1] < 3 or not np.isfinite(values[:, :3]).all():
+        raise InputError("has no points, or some that are not finite", path=path)
+    return values[:, :3]
+
+
+def _read_list(path: Path) -> frozenset[str]:
+    """Return the names in a list of ``CATEGORY_ITEM_NN.dat``, one in a line."""
+    if path.stat().st_size > _LARGEST_LIST:
+        raise InputError("is too large for a list of objects", path=path)
+    try:
+        lines = path.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot be read as a list of objects ({error})", path=path) from None
+    return frozenset(PurePosixPath(line).name.removesuffix(PUBLISHED) for line in lines)
+
+
+def _look(category: str, cameras: Path, published: Path | None, numbers: tuple[int, ...]) -> Rendered:
+    home = cameras.parent.parent
+    views = tuple(cameras.with_name(f"{number:02}.png") for number in numbers)
     if missing := [view.name for view in views if not view.is_file()]:
         raise InputError(f"lacks {', '.join(missing)}", path=cameras.parent)
-    truth = next((home / name for name in TRUTHS if (home / name).is_file()), None)
+    truth = next((home / name for name in TRUTHS if (home / name).is_file()), published)
     if truth is None:
-        raise InputError("has no ground truth", path=home, expected=f"one of {', '.join(TRUTHS)}")
-    return Rendered(
-        home.parent.name if home.parent != options.data else home.name, views, options.use_views, cameras, truth
-    )
+        raise InputError("has no ground truth", path=home, expected=f"one of {', '.join(TRUTHS)}, or a published .dat")
+    return Rendered(category, views, numbers, cameras, truth)
