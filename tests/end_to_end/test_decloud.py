@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from safelight.formats.geotiff import Raster
 from safelight.pipelines.decloud.model import CloudModel
 from safelight.pipelines.decloud.network import GLFCR, Architecture
-from sentinel import write_triplet
+from sentinel import backscatter, clouded, ground, write_optical, write_sar, write_triplet
 
 TINY = Architecture(features=8, growth=8, stages=1, layers=2)
 
@@ -78,6 +79,39 @@ def test_operations_are_counted_on_request(tmp_path: Path, weights: Path) -> Non
     assert "Already done" in decloud(tmp_path, *arguments).stderr
 
 
+def test_train_then_predict_a_scene(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a.tif", "b.tif")):
+        write_triplet(tmp_path / "data", name, (48, 48), seed)
+    (tmp_path / "data" / "data.csv").write_text("1,s1,s2,s2_cloudy,a.tif\n2,s1,s2,s2_cloudy,b.tif\n")
+    small = ("--features", "8", "--growth", "8", "--stages", "1", "--layers", "2")
+    arguments = ["train", "--data", "data", "--out", "model", "--crop-size", "32", *small]
+    first = decloud(tmp_path, *arguments, "--epochs", "1")
+    assert "Epoch 1 of 1: L1" in first.stderr
+    longer = decloud(tmp_path, *arguments, "--epochs", "2")
+    assert "Epoch 2 of 2: L1" in longer.stderr
+    assert "Epoch 1 of 2: L1" not in longer.stderr, "it goes on where it was"
+    assert "training glf-cr" in decloud(tmp_path, *arguments, "--dry-run").stderr
+
+    numbers = clouded(ground((100, 140)))
+    write_optical(tmp_path / "s2.tif", numbers)
+    write_sar(tmp_path / "s1.tif", backscatter((100, 140)))
+    scene = ("--s2", "s2.tif", "--s1", "s1.tif", "--weights", "model/model.safetensors", "--out", "clear.tif")
+    done = decloud(tmp_path, "predict", *scene, "--keep-clear", "--tile-size", "64", "--margin", "16")
+    assert "tiles of 64 pixels" in done.stderr
+    with Raster(tmp_path / "clear.tif") as result:
+        assert result.read_all().shape == numbers.shape
+    assert (tmp_path / "clear_run" / "report.html").exists()
+
+
+def test_scenes_split_between_training_and_validation_are_refused(tmp_path: Path) -> None:
+    names = ("ROIs1158_spring_1_p1.tif", "ROIs1158_spring_1_p2.tif")
+    for name in names:
+        write_triplet(tmp_path / "data", name, (32, 32))
+    (tmp_path / "data" / "data.csv").write_text(f"1,s1,s2,s2_cloudy,{names[0]}\n2,s1,s2,s2_cloudy,{names[1]}\n")
+    done = decloud(tmp_path, "train", "--data", "data", "--quiet", status=1)
+    assert "spring 1 in train and val" in done.stderr
+
+
 def test_a_checkpoint_is_converted(tmp_path: Path) -> None:
     state = GLFCR(Architecture()).state_dict()
     torch.save({"network": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "net.pth")
@@ -91,6 +125,7 @@ def test_a_checkpoint_is_converted(tmp_path: Path) -> None:
     [
         (["convert", "none.pth", "w2.safetensors"], "none.pth: there is no such file of weights"),
         (["convert", "w.safetensors", "w.pth"], "models are .safetensors files"),
+        (["predict", "--s2", "none.tif", "--s1", "s1.tif", "--weights", "w.safetensors", "--out", "c.tif"], "none.tif"),
         (["test", "--data", "none", "--weights", "w.safetensors"], "none: there is no such folder"),
         (["test", "--data", ".", "--weights", "w.safetensors", "--crop-size", "100"], "--crop-size"),
         (["test", "--data", ".", "--weights", "w.safetensors"], "nothing usable was found"),

@@ -95,7 +95,9 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(
     whole, _ = trained(triplets[:2], triplets[2:], **options)
     with pytest.raises(StoppedError):
         trained(triplets[:2], triplets[2:], tmp_path / "c", stop_at, **options)
-    resumed, _ = trained(triplets[:2], triplets[2:], tmp_path / "c", **options)
+    steps: list[int] = []
+    resumed, _ = trained(triplets[:2], triplets[2:], tmp_path / "c", on_step=steps.append, **options)
+    assert steps == list(range(stop_at + 1, 5)), "what was done is not done again"
     assert same(resumed, whole)
     longer, _ = trained(triplets[:2], triplets[2:], tmp_path / "c", epochs=3, **options)
     assert longer.curve.training_loss[:2] == whole.curve.training_loss

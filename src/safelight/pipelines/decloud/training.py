@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -115,7 +116,7 @@ class Training:
         self.settings, self.curve = settings, Curve()
         self._training, self._validation = list(training), list(validation)
         self._device, self._executor = device, executor
-        self._network: GLFCR = start.network().to(device.torch_device)
+        self._network: GLFCR = copy.deepcopy(start.network()).to(device.torch_device)  # the start stays as it is
         self._forward = device.compile(self._network)
         self._trained = [parameter for parameter in self._network.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.Adam(self._trained, settings.learning_rate)
