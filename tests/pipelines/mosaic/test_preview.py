@@ -118,3 +118,12 @@ def test_a_monochrome_mosaic_gives_a_grey_picture(tmp_path):
     with Image.open(tmp_path / "p.png") as picture:
         assert picture.mode == "L"
         assert picture.size == (SIZE, SIZE)
+
+
+def test_where_fewer_frames_lie_the_sky_looks_as_calm() -> None:
+    rng = np.random.default_rng(5)
+    noise = np.where(np.arange(300) < 200, 1.0, 3.0)
+    image = (100 + noise * rng.standard_normal((1, 240, 300))).astype(np.float32)
+    shown = stretch(image)[0].astype(float)
+    deep, shallow = shown[20:-20, 20:160].std(), shown[20:-20, 240:-20].std()
+    assert shallow < 1.7 * deep, "three times the noise must not look like it"

@@ -31,8 +31,14 @@ _WHITE = 99.97
 _SOFTENING = 5.0
 """Standard deviations of smoothed noise from which asinh turns from linear to logarithmic."""
 
-_SMOOTHING = 2.0
-"""σ in pixels of the Gaussian that calms the sky."""
+_SMOOTHINGS = (2.0, 4.0, 8.0)
+"""σ in pixels of the Gaussians that calm the sky: the first where most frames lie, the others where it is noisier."""
+
+_NOISE_AROUND = 24.0
+"""σ in pixels of the Gaussian within which noise is measured."""
+
+_NOISE_CLIP = 4.0
+"""Standard deviations above which a pixel is a star's and no noise."""
 
 _SHARP_FROM = 6.0
 """Standard deviations of smoothed noise at which the picture is half smoothed and half as it was."""
@@ -112,8 +118,9 @@ def stretch(image: Floats) -> NDArray[np.uint8]:
         return np.zeros(image.shape, np.uint8)
     above = np.stack([np.where(seen, channel - _sky(channel, seen), 0) for channel in image])
     above = above * _white_balance(above, seen)
-    smooth = _smoothed(above, seen)
-    bright, calm = above.mean(axis=0), smooth.mean(axis=0)
+    bright = above.mean(axis=0)
+    smooth = _calmed(above, _noise_around(bright, seen), seen)
+    calm = smooth.mean(axis=0)
     noise = _noise(calm[seen]) or float(np.ptp(calm)) or 1.0
     sharp, coloured = _trust(calm, _SHARP_FROM * noise), _trust(calm, _COLOURED_FROM * noise)
     colour = 1 + coloured * (smooth / np.maximum(calm, noise) - 1)
@@ -163,7 +170,7 @@ def _sky_terms(y: Floats, x: Floats) -> Floats:
 
 def _white_balance(above: Floats, seen: Mask) -> Floats:
     """Return factors (channels, 1, 1) that make the median star white; ones where there are too few stars."""
-    calm = _smoothed(above, seen).mean(axis=0)
+    calm = _smoothed(above, seen, _SMOOTHINGS[0]).mean(axis=0)
     peaks = (calm == maximum_filter(calm, _STAR_SIZE)) & (calm > _STAR * _noise(calm[seen])) & seen
     if np.count_nonzero(peaks) < _FEWEST_STARS:
         return np.ones((len(above), 1, 1), np.float32)
@@ -172,10 +179,31 @@ def _white_balance(above: Floats, seen: Mask) -> Floats:
     return np.asarray(shares.mean() / np.maximum(shares, 0.1), np.float32)[:, None, None]
 
 
-def _smoothed(above: Floats, seen: Mask) -> Floats:
+def _noise_around(bright: Floats, seen: Mask) -> Floats:
+    """Return how noisy the picture is around each pixel, as a multiple of what is usual; at least 1."""
+    rough = np.abs(bright - _smoothed(bright[None], seen, _SMOOTHINGS[0])[0])
+    usual = _noise(rough[seen]) or 1.0
+    clipped = np.where(seen, np.minimum(rough, _NOISE_CLIP * usual), 0)
+    around = _smoothed(clipped[None], seen, _NOISE_AROUND)[0]
+    return np.asarray(np.maximum(around / (float(np.median(around[seen])) or 1.0), 1), np.float32)
+
+
+def _calmed(above: Floats, noise: Floats, seen: Mask) -> Floats:
+    """Return channels smoothed more where it is noisier: a Gaussian of s times the σ leaves 1/s of the noise."""
+    scales = [_smoothed(above, seen, sigma) for sigma in _SMOOTHINGS]
+    steps = np.log2(noise)
+    return np.asarray(
+        sum(
+            np.clip(1 - np.abs(np.minimum(steps, len(scales) - 1) - n), 0, 1) * scale for n, scale in enumerate(scales)
+        ),
+        np.float32,
+    )
+
+
+def _smoothed(above: Floats, seen: Mask, sigma: float) -> Floats:
     """Return channels smoothed over the pixels that were seen."""
-    weight = np.maximum(gaussian_filter(seen.astype(np.float32), _SMOOTHING), 1e-3)
-    return np.stack([gaussian_filter(channel, _SMOOTHING) / weight for channel in above])
+    weight = np.maximum(gaussian_filter(seen.astype(np.float32), sigma), 1e-3)
+    return np.stack([gaussian_filter(channel, sigma) / weight for channel in above])
 
 
 def _noise(values: NDArray[np.floating]) -> float:
