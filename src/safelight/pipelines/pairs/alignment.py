@@ -66,6 +66,8 @@ TILES, TILE_SIDE = 3, 512
 """Tiles along each axis, and their longest side in cells: their shifts' spread is the uncertainty."""
 BANDS, BAND_ROWS = 8, 32
 """How many bands of so many rows of tiles are sampled for the gain, the noise and the loss."""
+GREY_ROWS = 640
+"""Rows of tiles that are made grey at once: it takes little memory besides."""
 CONTEXT = 2
 """Rows of tiles at either end of a band from which the others are interpolated."""
 BLOCK = 16
@@ -301,7 +303,7 @@ def _grey(
     kernel = Kernel("pair_grey", function, halo=1)
     side = cell_side(tile)
     image = torch.empty((rows.extent, len(tile) // side, rows.shape[1] // side))
-    for place, part in in_parts(kernel, rows.extent, rows.part, executor):
+    for place, part in in_parts(kernel, rows.extent, rows.part, executor, GREY_ROWS):
         image[place] = part
     return image.flatten(0, 1)
 

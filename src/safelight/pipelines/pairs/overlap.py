@@ -95,7 +95,7 @@ class PairRows:
 
 
 def in_parts(
-    kernel: Kernel, extent: int, part: Callable[[int, int], Source], executor: Executor
+    kernel: Kernel, extent: int, part: Callable[[int, int], Source], executor: Executor, rows: int | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield which rows and what a kernel makes of them, on the CPU, a part at a time.
 
@@ -109,9 +109,12 @@ def in_parts(
     part : callable
         ``(start, stop) -> Source`` of these rows alone.
     executor : Executor
+    rows : int, optional
+        Rows of a part, ``PART_ROWS`` by default. Every part is planned anew, which takes some milliseconds.
     """
-    for start in range(0, extent, PART_ROWS):
-        stop = min(start + PART_ROWS, extent)
+    rows = rows or PART_ROWS
+    for start in range(0, extent, rows):
+        stop = min(start + rows, extent)
         first, last = max(start - kernel.halo, 0), min(stop + kernel.halo, extent)
         sink = TensorSink(last - first)
         executor.map(kernel, part(first, last), sink)
