@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from safelight.core.pipeline import Command, Pipeline, deferred
-from safelight.pipelines.mesh.options import ConvertOptions, PredictOptions, RefineOptions, TestOptions
+from safelight.pipelines.mesh.options import ConvertOptions, PredictOptions, RefineOptions, RenderOptions, TestOptions
 
 _ROOM = "safelight.pipelines.mesh"
 
@@ -71,8 +71,22 @@ CONVERT = Command(
     positional=("input", "out"),
 )
 
+RENDER = Command(
+    name="render",
+    help="""Make a data set from meshes: views from all around with their cameras, and points on the surface.
+
+    Meshes are made as large as ShapeNet's; the views are grey, on a transparent background.
+
+    Example: safelight mesh render model.obj --out views
+    """,
+    Options=RenderOptions,
+    folder=RenderOptions.run_folder,
+    find_items=deferred(f"{_ROOM}.render:find_meshes"),
+    process=deferred(f"{_ROOM}.render:render"),
+)
+
 PIPELINE = Pipeline(
     name="mesh",
     help="Turn photographs with known cameras into a mesh (Pixel2Mesh++).",
-    commands=(PREDICT, TEST, REFINE, CONVERT),
+    commands=(PREDICT, TEST, REFINE, CONVERT, RENDER),
 )

@@ -102,3 +102,19 @@ class ConvertOptions(CommonOptions):
     def run_folder(self) -> Path:
         """Return the folder that the run owns."""
         return self.out.with_name(f"{self.out.stem}_run")
+
+
+class RenderOptions(CommonOptions):
+    """From meshes to a data set."""
+
+    input: Path = Field(description="A mesh (.obj, .ply, .glb), or a folder of meshes CATEGORY/ITEM.")
+    out: Path = Field(Path("rendered"), description="Folder for the data set.")
+    count: int = Field(24, ge=1, le=1000, description="Views of each mesh.")
+    side: int = Field(137, ge=8, le=1024, description="Width and height of a view in pixels.")
+    points: int = Field(8192, ge=1, le=1_000_000, description="Points on the surface: the ground truth.")
+    focal: float = Field(245.0, gt=0, description="Focal length in pixels of 224 × 224; 245 as ShapeNet's renderings.")
+    seed: int = Field(0, ge=0, description="Of the cameras and the points.")
+
+    def run_folder(self) -> Path:
+        """Return the folder that the run owns."""
+        return self.out
