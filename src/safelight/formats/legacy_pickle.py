@@ -349,8 +349,8 @@ def _look_up(module: str, name: str) -> _Name:
 
 
 def _dict(pairs: list[Any]) -> dict[Any, Any]:
-    if strange := next((key for key in pairs[::2] if not isinstance(key, _KEYS)), None):
-        raise UnsafeInputError(f"a key of a dict is a {type(strange).__name__}", expected="texts and numbers")
+    if strange := [type(key).__name__ for key in pairs[::2] if not isinstance(key, _KEYS)]:
+        raise UnsafeInputError(f"a key of a dict is a {strange[0]}", expected="texts and numbers")
     return dict(zip(pairs[::2], pairs[1::2], strict=True))
 
 

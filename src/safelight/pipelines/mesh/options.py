@@ -59,7 +59,8 @@ class DataOptions(CommonOptions):
     """A data set of rendered objects."""
 
     data: Path = Field(
-        description="Folders CATEGORY/ITEM/rendering with views, rendering_metadata.txt, and ground truth beside."
+        description="Folders CATEGORY/ITEM/rendering with views, rendering_metadata.txt, and ground truth beside; "
+        "or a list of objects, beside such folders."
     )
     out: Path = Field(Path("mesh_test"), description="Folder for the results.")
     use_views: tuple[int, ...] = _field(
