@@ -39,10 +39,13 @@ _SHIFT = WINDOW // 2
 _TOKENS = WINDOW**2
 _BRANCHES = 4
 
-_WINDOWS_AT_A_TIME = {"cpu": 8}
-_PIXELS_AT_A_TIME = {"cpu": 4096}
-_OF_GPUS = 1 << 16
-"""On the CPU, logits and filters are computed in parts that stay in its caches; a GPU wants large ones."""
+_WINDOWS_AT_A_TIME = {"cpu": 8, "meta": 64}
+_PIXELS_AT_A_TIME = {"cpu": 4096, "meta": 4096}
+_OF_GPUS = 1 << 14
+"""On the CPU, logits and filters are computed in parts that stay in its caches; a GPU wants large ones.
+
+Dry runs take parts like the CPU's: with larger ones plans for it would be wrong by gigabytes.
+"""
 
 
 class Architecture(Settings):
