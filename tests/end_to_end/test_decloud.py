@@ -65,7 +65,15 @@ def test_a_data_set_is_scored_and_its_bad_images_are_named(tmp_path: Path, weigh
         (row,) = csv.DictReader(file)
     assert (row["model_name"], row["notes"]) == ("m 1", "first")
     assert float(row["avg_psnr"]) == pytest.approx(record["averages"]["avg_psnr"])
-    assert len(list((tmp_path / "results").glob("result_m_1_*.json"))) == 1
+    assert (row["num_images"], float(row["avg_ssim"])) == ("2", pytest.approx(record["averages"]["avg_ssim"]))
+    (own,) = (tmp_path / "results").glob("result_m_1_*.json")
+    entry = json.loads(own.read_text())
+    assert entry.keys() >= {"timestamp", "model_name", "notes", "avg_psnr", "avg_ssim", "by_band", "by_cloud_cover"}
+    assert entry["num_test_images"] == 2
+    assert entry["results_per_image"] == [
+        {"image": item["name"], "psnr": item["metrics"]["psnr"], "ssim": item["metrics"]["ssim"]}
+        for item in record["items"]
+    ]
 
 
 def test_operations_are_counted_on_request(tmp_path: Path, weights: Path) -> None:

@@ -240,6 +240,8 @@ class Command(Generic[OptionsT]):
         ``(item, options, context) -> sequence of Plan``: the memory plans of an item, without running it.
     summarise : callable
         ``(records) -> mapping``: numbers for the history.
+    entry : callable
+        ``(records by name) -> mapping``: what else the run's entry in the history says, for instance results by image.
     audit : callable
         ``(records) -> sequence of mappings``: the checks that the results do not pass, each as the data of an event
         ``audit_missed``. With ``--strict`` any makes the exit status non-zero.
@@ -261,6 +263,7 @@ class Command(Generic[OptionsT]):
     finish: Callable[[Item, OptionsT, Context, Any], Record] | None = None
     plan: Callable[[Item, OptionsT, Context], Sequence[Plan]] | None = None
     summarise: Callable[[Sequence[Record]], Mapping[str, float]] = mean_of_metrics
+    entry: Callable[[Mapping[str, Record]], Mapping[str, Value]] = lambda _: {}
     audit: Callable[[Sequence[Record]], Sequence[Mapping[str, Value]]] = lambda _: ()
     report: Callable[[Path, Mapping[str, Any]], Path] | None = None
     positional: tuple[str, ...] = ("input",)

@@ -261,6 +261,7 @@ class _Job:
             "seconds": round(self.seconds, 3),
             "device": str(context.device.torch_device),
             "notes": self.options.notes,
+            **self.command.entry(outcome.records),
         }
         if self.options.compile and outcome.seconds and not self.books.compiled():
             self.events.warning("nothing_compiled")

@@ -23,6 +23,7 @@ TEST = Command(
     process=deferred(f"{_ROOM}.process:test"),
     plan=deferred(f"{_ROOM}.process:plan_test"),
     summarise=deferred(f"{_ROOM}.process:summarise_test"),
+    entry=deferred(f"{_ROOM}.tables:history_entry"),
     report=deferred(f"{_ROOM}.report:write_report"),
     positional=(),
     without_result=frozenset({"data", "table", "split", "weights", "profile"}),

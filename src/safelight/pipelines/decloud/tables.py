@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from safelight.core.pipeline import Record
 from safelight.pipelines.decloud.radiometry import BANDS
 
 IDENTITY = "identity_"
@@ -47,6 +48,26 @@ def by_cover(metrics: Sequence[Mapping[str, float]], covers: Sequence[float]) ->
             measures = {row["name"]: row for row in by_measure(found)}
             rows.append({"low": low, "high": high, "images": len(found), "measures": measures})
     return rows
+
+
+def history_entry(records: Mapping[str, Record]) -> dict[str, Any]:
+    """Return what a test's entry in the history says besides the averages: results by image, band and cloud cover."""
+    metrics = [record.metrics for record in records.values()]
+    details: list[Mapping[str, Any]] = [record.details for record in records.values()]
+    means = {row["name"]: row["network"] for row in by_measure(metrics)}
+    return {
+        "avg_psnr": means.get("psnr"),
+        "avg_ssim": means.get("ssim"),
+        "num_images": len(records),
+        "num_test_images": len(records),
+        "results_per_image": [
+            {"image": name, "psnr": record.metrics["psnr"], "ssim": record.metrics["ssim"]}
+            for name, record in records.items()
+        ],
+        "by_measure": by_measure(metrics),
+        "by_band": by_band(details),
+        "by_cloud_cover": by_cover(metrics, [detail["cloud_cover"] for detail in details]),
+    }
 
 
 def _mean(found: Iterable[Mapping[str, float]], name: str) -> float | None:
