@@ -35,6 +35,7 @@ from safelight.core import execute, history, runner
 from safelight.core.files import atomic_folder, atomic_write
 from safelight.core.options import CommonOptions
 from safelight.core.pipeline import Command, Found, Item, Pipeline, Record
+from safelight.core.settings import gather
 
 class Options(CommonOptions):
     out: Path
@@ -64,8 +65,8 @@ for line in sys.stdin:
     if child == 0:
         os.chdir(home)
         print(os.getpid(), flush=True)
-        options = Options(out=home / "out", results=home / "results", quiet=True)
-        os._exit(cli._run_command(PIPELINE, COUNT, options))
+        given = {"out": home / "out", "results": home / "results", "quiet": True}
+        os._exit(cli._do(PIPELINE, COUNT, gather(PIPELINE, COUNT, given, {})))
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
