@@ -143,10 +143,11 @@ def test_a_reader_of_events_that_goes_away_stops_no_run(home: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash's PIPESTATUS")
-@pytest.mark.parametrize("arguments", ["history --json --last 999", "copyline copy texts --out out --device cpu 2>&1"])
+@pytest.mark.parametrize("arguments", ["history --json --last 9999", "copyline copy texts --out out --device cpu 2>&1"])
 def test_a_closed_pipe_is_no_accident(home: Path, arguments: str) -> None:
+    # More than a pipe holds (64 KiB on Linux): a shorter list may be written whole before `head` is gone.
     (home / "results").mkdir()
-    lines = (json.dumps({"model_name": f"run {number}", "averages": {}}) + "\n" for number in range(999))
+    lines = (json.dumps({"model_name": f"run {number}", "averages": {}}) + "\n" for number in range(9999))
     (home / "results" / "history.jsonl").write_text("".join(lines))
     script = f"{sys.executable} -m safelight {arguments} | head -n 1; exit ${{PIPESTATUS[0]}}"
     environment = {**os.environ, "PYTHONPATH": str(home / "site"), "SAFELIGHT_LANG": "en"}
