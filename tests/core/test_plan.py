@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from safelight.core import plan as plan_module
 from safelight.core.device import Device
-from safelight.core.kernel import Kernel, MapKernel, ModuleKernel
-from safelight.core.memory import Budget, Ledger
-from safelight.core.plan import Corrections, Cost, Plan, make_plan, predict_cost
+from safelight.core.dry_run import Cost
+from safelight.core.kernel import Kernel
+from safelight.core.memory import Budget
+from safelight.core.plan import Corrections, Plan, make_plan
 from safelight.core.stream import TensorSource
 
 CPU = Device(torch.device("cpu"))
@@ -26,7 +27,7 @@ def double(rows: Tensor) -> Tensor:
 
 
 def planned(
-    budget: int, extent: int = 640, halo: int = 0, alignment: int = 64, host: int | None = None, **options: float
+    budget: int, extent: int = 640, halo: int = 0, alignment: int = 64, host: int | None = None, **options: Any
 ) -> Plan:
     kernel = Kernel("double", double, halo=halo, alignment=alignment)
     source = TensorSource(torch.empty(extent, 1))
@@ -38,6 +39,12 @@ def test_everything_at_once_where_it_fits() -> None:
     plan = planned(1000 + 14 * 640)
     assert (plan.rows, plan.fits, len(plan.chunks())) == (640, True, 1)
     assert planned(1000 + 14 * 640 - 1).rows == 576
+
+
+@pytest.mark.parametrize(("most", "rows"), [(1, 64), (200, 192), (640, 640), (9999, 640)])
+def test_no_more_rows_than_wanted_even_if_more_fit(most: int, rows: int) -> None:
+    assert planned(1 << 30, most_rows=most).rows == rows
+    assert planned(1000 + 14 * 100, most_rows=most).rows == 64, "nor more than fit"
 
 
 def test_chunks_are_aligned_and_within_the_budget_halo_included() -> None:
@@ -85,66 +92,6 @@ def test_halving_stays_aligned_and_ends() -> None:
 def test_a_measurement_corrects_rows_and_what_is_fixed_but_not_constants() -> None:
     assert planned(8000).rows > planned(8000, correction=2.0).rows
     assert COST.scaled(1.5).peak(100) - COST.constants == 1.5 * (COST.peak(100) - COST.constants)
-
-
-class Net(nn.Sequential):
-    """Convolution, batch normalisation and a jump in size: as networks are."""
-
-    def __init__(self, channels: int = 8) -> None:
-        super().__init__(
-            nn.Conv2d(1, channels, 3, padding=1),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Upsample(scale_factor=2),
-        )
-
-
-class TrainingStep(Net):
-    def forward(self, rows: Tensor) -> Tensor:
-        with torch.enable_grad():
-            result = super().forward(rows)
-            result.sum().backward()
-        return result.detach()
-
-
-KERNELS = [
-    Kernel("sort", lambda rows: rows.sort(-1).values),
-    Kernel("spectrum", lambda rows: torch.fft.rfft2(rows).abs()),
-    Kernel("weigh", lambda rows, weights: (rows.flatten(1) @ weights).relu(), (torch.rand(32 * 32, 50),)),
-    ModuleKernel("evaluated", Net().eval()),
-    ModuleKernel("trained", TrainingStep()),
-]
-
-
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-@pytest.mark.parametrize("rows", [1, 64, 150])
-def test_the_dry_run_predicts_the_peak_of_any_number_of_rows(kernel: MapKernel, rows: int) -> None:
-    chunk = torch.rand(rows, 1, 32, 32)
-    cost = predict_cost(kernel, TensorSource(torch.empty(300, 1, 32, 32)), shared=True)
-    there = kernel.to(CPU.torch_device)
-    with torch.no_grad(), Ledger(chunk.nbytes + cost.constants) as ledger:
-        there(chunk)
-    assert cost.peak(rows) == pytest.approx(ledger.peak, rel=0.05, abs=2000)
-
-
-@pytest.mark.parametrize("kernel", KERNELS[3:], ids=lambda kernel: kernel.name)
-def test_shapes_taken_for_speed_are_those_that_torch_gives(kernel: MapKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = TensorSource(torch.empty(300, 1, 32, 32))
-    quick = predict_cost(kernel, source, shared=True)
-    monkeypatch.setattr(plan_module, "_SHAPES", {})
-    assert predict_cost(kernel, source, shared=True) == quick
-
-
-def test_planning_takes_no_memory_however_large_the_data() -> None:
-    class Huge:
-        extent, shape, dtype = 1 << 20, (1, 8192, 8192), torch.float32
-
-        def read(self, start: int, stop: int) -> Tensor:
-            raise AssertionError("a plan reads nothing")
-
-    cost = predict_cost(ModuleKernel("evaluated", Net().eval(), alignment=64), Huge(), shared=True)
-    assert cost.peak(64) > 64 * 8 * 4 * 8192**2, "more than a hundred gigabytes"
 
 
 def test_what_was_measured_is_known_to_the_next_process(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from safelight.core.device import Device
+from safelight.core.dry_run import DryRuns, row_bytes
 from safelight.core.errors import OutOfMemoryError
 from safelight.core.events import EventLog, Value
 from safelight.core.kernel import MapKernel
 from safelight.core.memory import Budget, VirtualDevice, device_budget, host_budget, is_out_of_memory
 from safelight.core.options import CommonOptions
-from safelight.core.plan import Chunk, Corrections, Cost, Plan, make_plan, predict_cost, row_bytes
+from safelight.core.plan import Chunk, Corrections, Plan, make_plan
 from safelight.core.stage import Stage
 from safelight.core.stream import AccumulatingSink, Sink, Source, read_ahead
 from safelight.core.timing import ChunkTimes
@@ -45,6 +46,7 @@ class _Job:
     kernel: MapKernel
     source: Source
     sink: Sink | AccumulatingSink
+    most_rows: int | None
 
     def stays_on_device(self) -> bool:
         """Whether the results are not to be moved to the host."""
@@ -101,6 +103,7 @@ class Executor:
         self._virtual = virtual
         self._corrections = corrections or Corrections()
         self._warmup = warmup
+        self._dry_runs = DryRuns()
         self._times: dict[tuple[str, str], ChunkTimes] = {}
 
     @classmethod
@@ -130,7 +133,7 @@ class Executor:
     def _host_budget(self) -> Budget:
         return host_budget(self._memory_limit, self._workers)
 
-    def plan(self, kernel: MapKernel, source: Source, unmeasured: float = 1.0) -> Plan:
+    def plan(self, kernel: MapKernel, source: Source, unmeasured: float = 1.0, *, most_rows: int | None = None) -> Plan:
         """Return how a kernel would run over a source, without running it.
 
         Parameters
@@ -139,11 +142,29 @@ class Executor:
         source : Source
         unmeasured : float
             Peak over that of the dry run to expect where none was measured yet.
+        most_rows : int, optional
+            As ``map`` takes it.
         """
-        return self._plan(self._first_stage(), kernel, source, unmeasured=unmeasured)
+        return self._plan(self._first_stage(), kernel, source, unmeasured=unmeasured, most_rows=most_rows)
 
-    def map(self, kernel: MapKernel, source: Source, sink: Sink | AccumulatingSink) -> None:
+    def map(
+        self,
+        kernel: MapKernel,
+        source: Source,
+        sink: Sink | AccumulatingSink,
+        *,
+        most_rows: int | None = None,
+    ) -> None:
         """Run a kernel over a source into a sink: every row once, in order, within the budget.
+
+        Parameters
+        ----------
+        kernel : MapKernel
+        source : Source
+        sink : Sink or AccumulatingSink
+        most_rows : int, optional
+            Rows that are enough for a chunk however many would fit, rounded down to the kernel's alignment: for
+            results that are to flow, or for parts that are to stay in a cache.
 
         Raises
         ------
@@ -152,14 +173,14 @@ class Executor:
         RuntimeError
             Any other failure of the kernel, a lost device (``is_sticky``) included.
         """
-        job = _Job(kernel, source, sink)
+        job = _Job(kernel, source, sink, most_rows)
         stage: Stage | None = self._first_stage()
         start = 0
         refused: list[Plan] = []
         while start < source.extent:
             if stage is None:
                 raise _does_not_fit(refused)
-            plan = self._plan(stage, kernel, source, job.stays_on_device())
+            plan = self._plan_job(stage, job)
             if plan.fits:
                 start = self._run_stage(job, stage, plan, start)
             if start < source.extent:
@@ -251,18 +272,20 @@ class Executor:
         cpu = replace(self.device, torch_device=torch.device("cpu"))
         return Stage(cpu, self._host_budget())
 
+    def _plan_job(self, stage: Stage, job: _Job) -> Plan:
+        return self._plan(stage, job.kernel, job.source, job.stays_on_device(), most_rows=job.most_rows)
+
     def _plan(
         self,
         stage: Stage,
         kernel: MapKernel,
         source: Source,
         accumulates: bool = False,
-        dry_run: Cost | None = None,
         unmeasured: float = 1.0,
+        most_rows: int | None = None,
     ) -> Plan:
-        """Return the plan for one device; an earlier plan's dry run need not be done again."""
         return make_plan(
-            dry_run or predict_cost(kernel, source, shared=stage.is_host),
+            self._dry_runs.cost(kernel, source, shared=stage.is_host),
             kernel,
             source,
             stage.device,
@@ -270,6 +293,7 @@ class Executor:
             host=None if stage.is_host else self._host_budget(),
             accumulates=accumulates,
             correction=self._corrections.get(kernel.name, source.dtype, row_bytes(source), stage.device, unmeasured),
+            most_rows=most_rows,
         )
 
     def _run_stage(self, job: _Job, stage: Stage, plan: Plan, start: int) -> int:
@@ -286,7 +310,7 @@ class Executor:
             start, failure = self._run_chunks(job, stage, plan, ready, start, measure)
             if failure is None:
                 measure = False
-                plan = self._plan(stage, job.kernel, job.source, job.stays_on_device(), plan.dry_run)
+                plan = self._plan_job(stage, job)
                 plan = plan.with_rows(min(plan.rows, largest))
                 continue
             stage.device.empty_cache()

@@ -1,28 +1,26 @@
-"""How a computation is cut so that it fits: predicted by a dry run on the meta device, in milliseconds."""
+"""How a computation is cut so that it fits, and what earlier runs have taught about what it takes."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import platformdirs
 import torch
-from torch import Tensor
 
 from safelight.core.device import Device, hardware_name
+from safelight.core.dry_run import Cost
 from safelight.core.events import Value
 from safelight.core.kernel import MapKernel
-from safelight.core.memory import Budget, Ledger
+from safelight.core.memory import Budget
 
 if TYPE_CHECKING:
     from safelight.core.stream import Source
 
-_META = torch.device("meta")
 _LEAST, _MOST = 0.1, 10.0
 _NOTICEABLE = 0.01
 """Relative change of a correction that is worth a write."""
@@ -44,46 +42,6 @@ class Chunk:
     stop: int
     read_start: int
     read_stop: int
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Bytes that n rows take while a kernel computes them: ``fixed + per_row · n``.
-
-    Parameters
-    ----------
-    fixed, per_row : int
-        Of the computation, input and output included.
-    constants : int
-        The part of ``fixed`` that the kernel's constants take.
-    input_row, output_row : int
-        One row of the input and of the output.
-    ahead_row : int
-        One row of the next chunk, read ahead into the same memory.
-    accumulated : int
-        The results of all chunks, where they stay on the device.
-    """
-
-    fixed: int
-    per_row: int
-    constants: int
-    input_row: int
-    output_row: int
-    ahead_row: int
-    accumulated: int = 0
-
-    def peak(self, rows: int) -> int:
-        """Return the computation's peak for a number of rows, halo included."""
-        return self.fixed + self.per_row * rows
-
-    def bytes(self, rows: int) -> int:
-        """Return the peak with what is read ahead and what has been accumulated."""
-        return self.peak(rows) + self.ahead_row * rows + self.accumulated
-
-    def scaled(self, factor: float) -> Cost:
-        """Return the cost corrected by a measurement; what constants take is known without one."""
-        fixed = self.constants + math.ceil((self.fixed - self.constants) * factor)
-        return replace(self, fixed=fixed, per_row=math.ceil(self.per_row * factor))
 
 
 @dataclass(frozen=True)
@@ -147,8 +105,7 @@ class Plan:
         """Return the plan with chunks half as large, aligned; None where they cannot be smaller."""
         if self.rows <= self.smallest:
             return None
-        half = max(self.rows // 2 // self.smallest, 1) * self.smallest
-        return self.with_rows(half)
+        return self.with_rows(_aligned(self.rows // 2, self.smallest))
 
     def describe(self) -> dict[str, Value]:
         """Return the plan as JSON values, as the event ``plan`` takes them."""
@@ -177,8 +134,9 @@ def make_plan(
     host: Budget | None = None,
     accumulates: bool = False,
     correction: float = 1.0,
+    most_rows: int | None = None,
 ) -> Plan:
-    """Plan a kernel over a source: as many rows at once as the budgets allow, aligned.
+    """Plan a kernel over a source: as many rows at once as the budgets allow and are wanted, aligned.
 
     Parameters
     ----------
@@ -195,6 +153,8 @@ def make_plan(
         Whether the whole result stays on the device.
     correction : float
         Measured over predicted peak of earlier runs, constants left out of both.
+    most_rows : int, optional
+        Rows of a chunk that are enough, even if more would fit.
 
     Returns
     -------
@@ -208,79 +168,15 @@ def make_plan(
     room = (budget.bytes - cost.fixed - cost.accumulated) // (cost.per_row + cost.ahead_row)
     if host is not None:
         room = min(room, host.bytes // (2 * cost.input_row))
-    aligned = max((room - 2 * kernel.halo) // smallest, 1) * smallest
-    rows = source.extent if room >= source.extent else aligned
+    fitting = source.extent if room >= source.extent else _aligned(room - 2 * kernel.halo, smallest)
+    rows = fitting if most_rows is None else min(fitting, _aligned(most_rows, smallest))
     return Plan(
         kernel.name, str(device.torch_device), source.extent, rows, kernel.halo, dry_run, cost, budget, smallest
     )
 
 
-def predict_cost(kernel: MapKernel, source: Source, shared: bool) -> Cost:
-    """Return what a kernel takes per row, from two dry runs on the meta device.
-
-    The meta device knows no mixed precision: with it, the first measured chunk corrects what is too much here.
-
-    Parameters
-    ----------
-    kernel : MapKernel
-    source : Source
-    shared : bool
-        Whether the next chunk is read ahead into the device's own memory.
-    """
-    few = min(max(kernel.alignment, 2 * kernel.halo + 1), source.extent)
-    many = min(2 * few, source.extent)
-    peak_few, constants, output_row = _dry_run(kernel, few, source)
-    peak_many = _dry_run(kernel, many, source)[0] if many > few else peak_few
-    per_row = -(-(peak_many - peak_few) // (many - few)) if many > few else -(-(peak_few - constants) // few)
-    per_row = max(per_row, 1)
-    input_row = row_bytes(source)
-    fixed = max(peak_few - per_row * few, constants)
-    return Cost(fixed, per_row, constants, input_row, output_row, input_row if shared else 0)
-
-
-def _dry_run(kernel: MapKernel, rows: int, source: Source) -> tuple[int, int, int]:
-    """Return the peak of a number of rows, the part that constants take, and the bytes of a row of the result."""
-    with torch.no_grad(), _DryRun() as ledger:
-        on_meta = kernel.to(_META)
-        constants = ledger.current
-        result = on_meta(torch.empty((rows, *source.shape), dtype=source.dtype, device=_META))
-    return ledger.peak, constants, math.prod(result.shape[1:]) * result.dtype.itemsize
-
-
-class _DryRun(Ledger):  # type: ignore[no-untyped-call]
-    """A ledger for the meta device that asks only for shapes where torch spells an operation out in Python.
-
-    A plan of a network with batch normalisation would otherwise take three times as long.
-    """
-
-    def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        on_meta = bool(args) and isinstance(args[0], Tensor) and args[0].is_meta
-        return super()._run(_SHAPES.get(func, func) if on_meta else func, args, kwargs)
-
-
-def _batch_norm(x: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
-
-
-def _batch_norm_backward(gradient: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
-    wanted = others[-1]
-    return tuple(shape if is_wanted else None for shape, is_wanted in zip(_batch_norm(gradient), wanted, strict=True))
-
-
-def _like(first: Tensor, *_: object) -> Tensor:
-    return torch.empty_like(first)
-
-
-_SHAPES: dict[Any, Callable[..., Any]] = {
-    torch.ops.aten.native_batch_norm.default: _batch_norm,
-    torch.ops.aten.native_batch_norm_backward.default: _batch_norm_backward,
-    torch.ops.aten.threshold_backward.default: _like,
-}
-
-
-def row_bytes(source: Source) -> int:
-    """Return the bytes of one row of a source."""
-    return math.prod(source.shape) * source.dtype.itemsize
+def _aligned(rows: int, smallest: int) -> int:
+    return max(rows // smallest, 1) * smallest
 
 
 class Corrections:
