@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def write_report(folder: Path, document: Mapping[str, Any]) -> Path:
     checks = [check for item in document["items"] for check in item["details"]["checks"]]
     return frame.write_report(
         folder,
-        {**document, "memory": _largest(document["memory"])},
+        document,
         "safelight.pipelines.mosaic",
         stacks=stacks,
         frames=[{**record, "group": item["name"]} for item in stacks for record in item["details"]["frames"]],
@@ -73,16 +73,6 @@ def write_report(folder: Path, document: Mapping[str, Any]) -> Path:
 def _shown(check: Mapping[str, Any], english: bool) -> dict[str, Any]:
     in_english, in_french, digits = _CHECKS[check["name"]]
     return {**check, "label": in_english if english else in_french, "digits": digits}
-
-
-def _largest(measured: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the largest of each computation: hundreds of frames are resampled, but that is one line of a table."""
-    largest: dict[str, Mapping[str, Any]] = {}
-    for entry in measured:
-        known = largest.get(entry["kernel"])
-        if known is None or entry["measured_bytes"] > known["measured_bytes"]:
-            largest[entry["kernel"]] = entry
-    return list(largest.values())
 
 
 def _picture(folder: Path, document: Mapping[str, Any]) -> str | None:

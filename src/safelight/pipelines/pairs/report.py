@@ -50,7 +50,6 @@ def write_report(folder: Path, document: Mapping[str, Any]) -> Path:
         {
             **document,
             "events": [_shown(event) for event in document["events"] if event["severity"] != "debug"],
-            "memory": _largest(document["memory"]),
             "refused": [
                 *document["refused"],
                 *({"name": name, "error": error} for name, error in sorted(left_out.items())),
@@ -88,13 +87,3 @@ def _picture(folder: Path, line: Line, pictures: Mapping[str, str]) -> str | Non
     """Return a pair's preview as an address; None for a pair without one."""
     path = pictures.get((line["mask"] or "").removeprefix("masks/"))
     return frame.data_url(inside(folder, path).read_bytes()) if path else None
-
-
-def _largest(measured: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the largest of each computation: one line of the table, whatever the number of pairs."""
-    largest: dict[str, Mapping[str, Any]] = {}
-    for entry in measured:
-        known = largest.get(entry["kernel"])
-        if known is None or entry["measured_bytes"] > known["measured_bytes"]:
-            largest[entry["kernel"]] = entry
-    return list(largest.values())
