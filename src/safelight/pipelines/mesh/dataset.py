@@ -5,19 +5,23 @@ The ground truth is points beside ``rendering``, or the published ``CATEGORY_ITE
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from safelight.core.errors import InputError, SafelightError
 from safelight.core.pipeline import Found, Item, Refusal
 from safelight.formats.legacy_pickle import read_pickle
 from safelight.formats.mesh import read_mesh
-from safelight.pipelines.mesh.camera_files import read_rows
+from safelight.pipelines.mesh.camera_files import from_rows, read_rows
 from safelight.pipelines.mesh.cameras import WORLD_SCALE, Cameras
 from safelight.pipelines.mesh.options import DataOptions
+from safelight.pipelines.mesh.views import View, read_view
 
 CAMERAS = "rendering_metadata.txt"
 TRUTHS = ("gt_points_normals.npz", "points.npz", "points.npy", "points.xyz", "points.ply")
@@ -39,10 +43,13 @@ class Truth:
         (n, 3) float64.
     in_camera : bool
         Whether they are in the frame of the leading camera, at the scale of the meshes; else in that of the model.
+    normals : array, optional
+        (n, 3) float64: of the surface at the points, in the same frame; training needs them.
     """
 
     points: NDArray[np.float64]
     in_camera: bool
+    normals: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,8 +123,29 @@ def find_objects(options: DataOptions) -> Found:
     return Found(tuple(items), tuple(refused))
 
 
+def read_views(rendered: Rendered, focal: float) -> tuple[list[View], Cameras, Tensor]:
+    """Read the views of an object.
+
+    Returns
+    -------
+    list of View
+    Cameras
+        Of one sample; ``focal`` is in pixels of 224.
+    Tensor
+        (views, 3, 224, 224), blue first, 0 to 1: what the networks see.
+
+    Raises
+    ------
+    InputError
+        A picture or the file of cameras cannot be read.
+    """
+    cameras = from_rows(rendered.rows()[None], focal)
+    views = [read_view(path) for path in rendered.views]
+    return views, cameras, torch.from_numpy(np.stack([view.pixels for view in views])).float() / 255
+
+
 def read_truth(path: Path) -> Truth:
-    """Return the points of a ground truth.
+    """Return the points of a ground truth, and their normals where it has them.
 
     Raises
     ------
@@ -127,17 +155,16 @@ def read_truth(path: Path) -> Truth:
         It is a pickle that holds anything but arrays.
     """
     if path.suffix == PUBLISHED:
-        return Truth(_checked(_points_of_pickle(path), path), in_camera=True)
+        return _truth(_points_of_pickle(path), path, in_camera=True)
     if path.suffix not in (".npz", ".npy"):
         return Truth(read_mesh(path).vertices, in_camera=False)
     if path.stat().st_size > _LARGEST:
         raise InputError("is too large for points", path=path)
     try:
-        loaded = np.load(path)
-        points = np.asarray(loaded if isinstance(loaded, np.ndarray) else loaded["points"], np.float64)
+        values = _values(np.load(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"cannot be read as points ({error})", path=path) from None
-    return Truth(_checked(points, path), in_camera=False)
+    return _truth(values, path, in_camera=False)
 
 
 def in_camera_frame(truth: Truth, cameras: Cameras) -> NDArray[np.float64]:
@@ -149,6 +176,14 @@ def in_camera_frame(truth: Truth, cameras: Cameras) -> NDArray[np.float64]:
     return placed
 
 
+def normals_in_camera_frame(truth: Truth, cameras: Cameras) -> NDArray[np.float64] | None:
+    """Return the normals of a ground truth, if it has any, in the frame of the leading camera."""
+    if truth.in_camera or truth.normals is None:
+        return truth.normals
+    turned: NDArray[np.float64] = truth.normals @ cameras.axes[0, 0].numpy().T
+    return turned
+
+
 def _points_of_pickle(path: Path) -> NDArray[np.float64]:
     """Return points and normals of a published ground truth: an array, or a tuple of the picture and that array."""
     content = read_pickle(path)
@@ -158,11 +193,21 @@ def _points_of_pickle(path: Path) -> NDArray[np.float64]:
     return points.astype(np.float64)
 
 
-def _checked(values: NDArray[np.float64], path: Path) -> NDArray[np.float64]:
-    """Return the first three columns."""
+def _values(loaded: NDArray[np.float64] | Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return points and normals of NumPy's files side by side: an array, or arrays by name."""
+    if isinstance(loaded, np.ndarray):
+        return np.asarray(loaded, np.float64)
+    parts = [
+        np.asarray(loaded[name], np.float64) for name in ("points", "normals") if name == "points" or name in loaded
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def _truth(values: NDArray[np.float64], path: Path, in_camera: bool) -> Truth:
+    """Return columns as points, and as normals where there are six."""
     if values.ndim != 2 or not values.size or values.shape[1] < 3 or not np.isfinite(values[:, :3]).all():
         raise InputError("has no points, or some that are not finite", path=path)
-    return values[:, :3]
+    return Truth(values[:, :3], in_camera, values[:, 3:6] if values.shape[1] >= 6 else None)
 
 
 def _read_list(path: Path) -> frozenset[str]:

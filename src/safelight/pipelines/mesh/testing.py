@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from safelight.core.errors import InputError
@@ -14,14 +13,12 @@ from safelight.core.files import atomic_write, digest
 from safelight.core.pipeline import Context, Item, Prepared, Record
 from safelight.formats.mesh import Mesh, write_mesh
 from safelight.pipelines.mesh import inference
-from safelight.pipelines.mesh.camera_files import from_rows
 from safelight.pipelines.mesh.cameras import Cameras
-from safelight.pipelines.mesh.dataset import Rendered, in_camera_frame, read_truth
+from safelight.pipelines.mesh.dataset import in_camera_frame, read_truth, read_views
 from safelight.pipelines.mesh.metrics import Distances, compare, sample_surface
 from safelight.pipelines.mesh.model import Model, read_model
 from safelight.pipelines.mesh.options import TestOptions
 from safelight.pipelines.mesh.process import draw_silhouettes, shown_views
-from safelight.pipelines.mesh.views import View, read_view
 
 MESHES = "meshes"
 RESULTS, SUMMARY, TIMINGS = "metrics_results.csv", "metrics_summary.txt", "combined_timings.txt"
@@ -35,7 +32,7 @@ def load_model(items: Sequence[Item], options: TestOptions, context: Context) ->
         raise InputError("has no coarse stage", path=options.weights[0], remedy="give both stages with --weights")
     for number in range(options.warmup_iters):
         context.progress(number, options.warmup_iters, "warmup_progress")
-        _, cameras, images = _read(items[0].payload, options, model)
+        _, cameras, images = read_views(items[0].payload, options.focal or model.focal)
         _timed_mesh(model, images, cameras, context)
     return Prepared(model, " ".join(digest(path) for path in options.weights))
 
@@ -43,7 +40,7 @@ def load_model(items: Sequence[Item], options: TestOptions, context: Context) ->
 def test(item: Item, options: TestOptions, context: Context, model: Model) -> Record:
     """Make the mesh of one object and measure it."""
     assert model.template is not None
-    views, cameras, images = _read(item.payload, options, model)
+    views, cameras, images = read_views(item.payload, options.focal or model.focal)
     points, milliseconds = _timed_mesh(model, images, cameras, context)
     vertices, faces = points.double().numpy(), model.template.levels[-1].faces
     truth = in_camera_frame(read_truth(item.payload.truth), cameras)
@@ -71,12 +68,6 @@ def summarise(item: Item, options: TestOptions, context: Context, model: Model) 
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return Record(paths)
-
-
-def _read(rendered: Rendered, options: TestOptions, model: Model) -> tuple[list[View], Cameras, Tensor]:
-    cameras = from_rows(rendered.rows()[None], options.focal or model.focal)
-    views = [read_view(path) for path in rendered.views]
-    return views, cameras, torch.from_numpy(np.stack([view.pixels for view in views])).float() / 255
 
 
 def _timed_mesh(model: Model, images: Tensor, cameras: Cameras, context: Context) -> tuple[Tensor, dict[str, float]]:
