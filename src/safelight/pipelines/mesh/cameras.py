@@ -48,13 +48,14 @@ class Cameras:
         """Return the same cameras on a device."""
         return type(self)(*(part.to(device) for part in (self.axes, self.origin, self.focal, self.centre)))
 
-    def __getitem__(self, samples: slice) -> Self:
+    def __getitem__(self, samples: slice | Tensor) -> Self:
         """Return the cameras of some samples."""
         return type(self)(self.axes[samples], self.origin[samples], self.focal[samples], self.centre[samples])
 
     def to_world(self, points: Tensor) -> Tensor:
         """Return points (samples, n, 3) of the first camera's frame in the world."""
-        return points @ self.axes[:, 0] + self.origin[:, None, 0]
+        # x, y and z in planes of their own, here and below: many times as fast as rows of three.
+        return (self.axes[:, 0].mT @ points.mT + self.origin[:, 0, :, None]).mT
 
     def pixels(self, points: Tensor) -> Tensor:
         """Return where points (samples, n, 3) of the first camera's frame are in each view.
@@ -68,13 +69,13 @@ class Cameras:
 
     def in_view(self, world: Tensor) -> Tensor:
         """Return points (samples, n, 3) of the world in the frame of each camera, (samples, views, n, 3)."""
-        return (world[:, None] - self.origin[:, :, None]) @ self.axes.mT
+        return (self.axes @ (world.mT[:, None] - self.origin[..., None])).mT
 
     def project(self, points: Tensor) -> Tensor:
         """Return the pixels (…, 2) of points (samples, views, n, 3) in the frames of the cameras."""
         x, y, z = points.unbind(-1)
-        slope = torch.stack([x / -z, y / z], dim=-1)
-        return self.focal[:, :, None] * slope + self.centre[:, :, None]
+        slope = torch.stack([x / -z, y / z], dim=-2)
+        return (self.focal[..., None] * slope + self.centre[..., None]).mT
 
 
 def orbiting(azimuth: Tensor, elevation: Tensor, distance: Tensor, focal: float) -> Cameras:

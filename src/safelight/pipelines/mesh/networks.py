@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from safelight.core.options import Settings
 from safelight.pipelines.mesh.cameras import Cameras
 from safelight.pipelines.mesh.encoder import CHANNELS, Encoder
 from safelight.pipelines.mesh.graph import GraphConvolution, Support
 from safelight.pipelines.mesh.hypotheses import hypotheses
+from safelight.pipelines.mesh.precision import full_precision
 from safelight.pipelines.mesh.sampling import Bilinear, bilinear, nearest, over_views
 from safelight.pipelines.mesh.template import Template
+from safelight.pipelines.mesh.variant import Variant as Variant  # what a network is made with
 
 WIDTH = 192
 """Features of hidden layers."""
@@ -30,26 +30,6 @@ _LAYERS = (14, 14, 15)
 """Graph convolutions of the coarse network's blocks."""
 _LAST_RESIDUAL = 12
 _NEAREST_DEPTH = -0.1
-
-
-class Variant(Settings):
-    """Where the networks depart from the published graph. All off: as published."""
-
-    own_views: bool = Field(
-        False,
-        description="Coarse network: look each view up in its own maps; as published, all look at the first view's.",
-    )
-    unpool_first: bool = Field(
-        False, description="Coarse network: subdivide before features are looked up, not after (Design B)."
-    )
-    signed_scores: bool = Field(False, description="Refining network: no ReLU on the scores (Design B).")
-    border_sampling: bool = Field(
-        False, description="Refining network: the common bilinear rule, also at whole pixels and edges (Design B)."
-    )
-    unit_origin: bool = Field(
-        False,
-        description="Refining network: cameras at distance 1, the first one's frame taken for the world (Design B).",
-    )
 
 
 class CoarseNetwork(nn.Module):
@@ -178,7 +158,8 @@ class RefineNetwork(nn.Module):
         seen = self.seen(points, maps, cameras)
         places, samples, n, features = seen.shape
         shares: Tensor = block(seen.reshape(places, samples * n, features), self.support)
-        return points + (shares.T @ self.offsets).view(samples, n, 3)
+        with full_precision(points.device):
+            return points + (shares.T @ self.offsets).view(samples, n, 3)
 
 
 class Reasoning(nn.Module):
@@ -208,13 +189,14 @@ class Reasoning(nn.Module):
         support : Tensor
             (places, places): T₁ of the graph of places.
         """
-        one = functional.relu(self._layer(1, x, support))
-        two = functional.relu(self._layer(2, one, support))
-        three = functional.relu(self._layer(3, two, support)) + one
-        four = functional.relu(self._layer(4, three, support))
-        five = functional.relu(self._layer(5, four, support)) + three
-        scores = self._layer(6, five, support)[..., 0]
-        return (scores if self.variant.signed_scores else functional.relu(scores)).softmax(dim=0)
+        one = self._layer(1, x, support).relu_()
+        two = self._layer(2, one, support).relu_()
+        three = self._layer(3, two, support).relu_() + one
+        four = self._layer(4, three, support).relu_()
+        five = self._layer(5, four, support).relu_() + three
+        with full_precision(x.device):
+            scores = self._layer(6, five.float(), support)[..., 0]
+            return (scores if self.variant.signed_scores else scores.relu()).softmax(dim=0)
 
     def _layer(self, number: int, x: Tensor, support: Tensor) -> Tensor:
         result: Tensor = self.get_submodule(f"local_conv{number}")(x, support)
@@ -229,14 +211,14 @@ class LocalConvolution(GraphConvolution):
         places, n, _ = x.shape
         own = functional.linear(x, self.weights[0].T, self.bias).view(places, -1)
         beside = (x @ self.weights[1]).view(places, -1)
-        return torch.addmm(own, support, beside).view(places, n, -1)
+        return own.addmm_(support.to(own.dtype), beside).view(places, n, -1)
 
 
 def encode(encoder: Encoder, images: Tensor, scales: range) -> list[Tensor]:
     """Return maps of all views, (samples, views, height, width, channels) each: points are looked up in them."""
     samples, views = images.shape[:2]
     maps = encoder(images.flatten(0, 1), scales)
-    return [values.permute(0, 2, 3, 1).contiguous().unflatten(0, (samples, views)) for values in maps]
+    return [values.float().permute(0, 2, 3, 1).contiguous().unflatten(0, (samples, views)) for values in maps]
 
 
 def unpool(x: Tensor, edges: Tensor) -> Tensor:
@@ -258,7 +240,8 @@ def _deform(x: Tensor, layers: nn.ModuleList, support: nn.Module) -> tuple[Tenso
             h = (h + before) / 2
             hidden = h
         before, x = x, h
-    return layers[-1](x, support), hidden
+    with full_precision(x.device):
+        return layers[-1](x.float(), support), hidden
 
 
 def _unit_origin_pixels(cameras: Cameras, points: Tensor) -> Tensor:

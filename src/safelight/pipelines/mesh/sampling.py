@@ -19,7 +19,7 @@ SPREAD = 1e-6
 """Added to the variance over views before its root is taken."""
 
 
-def nearest(maps: Sequence[Tensor], pixels: Tensor, view_of: Tensor) -> Tensor:
+def nearest(maps: Sequence[Tensor], pixels: Tensor, view_of: Tensor) -> list[Tensor]:
     """Return the features of the pixels that points fall into.
 
     Parameters
@@ -33,8 +33,8 @@ def nearest(maps: Sequence[Tensor], pixels: Tensor, view_of: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor
-        (samples, views, n, channels of all maps).
+    list of Tensor
+        (samples, views, n, channels) of each map.
     """
     inside = pixels.clamp(0, SIDE - 1)
     samples = torch.arange(len(pixels), device=pixels.device)[:, None, None]
@@ -42,55 +42,67 @@ def nearest(maps: Sequence[Tensor], pixels: Tensor, view_of: Tensor) -> Tensor:
     for values in maps:
         x, y = (inside / (SIDE // values.shape[2])).long().unbind(-1)
         found.append(values[samples, view_of[:, None], y, x])
-    return torch.cat(found, dim=-1)
+    return found
 
 
-def bilinear(maps: Sequence[Tensor], pixels: Tensor, rule: Bilinear) -> Tensor:
+def bilinear(maps: Sequence[Tensor], pixels: Tensor, rule: Bilinear) -> list[Tensor]:
     """Return features interpolated where points are, of each view's own maps; shapes as for ``nearest``."""
     if rule == "tf":
         pixels = pixels.clamp(0, SIDE - 1)
-    return torch.cat([_interpolated(values, pixels, rule) for values in maps], dim=-1)
+    return [_interpolated(values, pixels, rule) for values in maps]
 
 
-def over_views(points: Tensor, features: Tensor) -> Tensor:
+def over_views(points: Tensor, features: Sequence[Tensor]) -> Tensor:
     """Return what the networks see of points: where they are, and maximum, mean and spread of their features.
 
     Parameters
     ----------
     points : Tensor
         (samples, n, 3).
-    features : Tensor
-        (samples, views, n, channels).
+    features : sequence of Tensor
+        (samples, views, n, channels) each.
 
     Returns
     -------
     Tensor
-        (samples, n, 3 + 3·channels).
+        (samples, n, 3 + 3·channels of all).
     """
-    # Summed in float64: the last bit decides where a vertex goes whose hypotheses fall on whole pixels. Not var_mean:
-    # over so few values it takes six times as long.
-    mean = features.mean(dim=1, dtype=torch.float64)
-    variance = (features - mean[:, None]).square().mean(dim=1).to(points.dtype)
-    return torch.cat([points, features.amax(dim=1), mean.to(points.dtype), (variance + SPREAD).sqrt()], dim=-1)
+    most = [values.amax(dim=1) for values in features]
+    means, spreads = zip(*map(_mean_and_spread, features), strict=True)
+    return torch.cat([points, *most, *means, *spreads], dim=-1)
+
+
+def _mean_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
+    # In float64: the last bit decides where a vertex goes whose hypotheses fall on whole pixels. Not var_mean: over so
+    # few values it takes six times as long.
+    wide = values.to(torch.float64, copy=True)
+    mean = wide.mean(dim=1)
+    variance = wide.sub_(mean[:, None]).square_().mean(dim=1)
+    return mean.to(values.dtype), (variance.to(values.dtype) + SPREAD).sqrt()
 
 
 def _interpolated(values: Tensor, pixels: Tensor, rule: Bilinear) -> Tensor:
     samples, views, height, width, channels = values.shape
-    place = pixels / (SIDE // height)
-    edge = torch.tensor([width - 1, height - 1], device=pixels.device)
-    if rule == "border":
-        place = place.clamp(torch.zeros_like(edge), edge)
-        low = place.floor().minimum(edge - 1)
-        high = low + 1
-    else:
-        low, high = place.floor(), place.ceil()
-    share = torch.stack([high - place, place - low], dim=-1)
-    share = share * (torch.stack([low, high], dim=-1) <= edge[:, None])
-    x, y = torch.stack([low, high], dim=-1).long().minimum(edge[:, None]).unbind(-2)
-    picture = torch.arange(samples * views, device=pixels.device).view(samples, views, 1, 1, 1) * (height * width)
-    corners = picture + y[..., :, None] * width + x[..., None, :]
-    weights = share[..., 1, :, None] * share[..., 0, None, :]
+    columns, across = _corners(pixels[..., 0] / (SIDE // width), width, rule)
+    rows, down = _corners(pixels[..., 1] / (SIDE // height), height, rule)
+    picture = torch.arange(samples * views, device=pixels.device).view(samples, views, 1) * height
+    lines = [(picture + row) * width for row in rows]
+    places = torch.stack([line + column for line in lines for column in columns], dim=-1)
+    weights = torch.stack([upper * side for upper in down for side in across], dim=-1)
     summed = functional.embedding_bag(
-        corners.reshape(-1, 4), values.reshape(-1, channels), per_sample_weights=weights.reshape(-1, 4), mode="sum"
+        places.view(-1, 4), values.reshape(-1, channels), per_sample_weights=weights.view(-1, 4), mode="sum"
     )
     return summed.view(samples, views, -1, channels)
+
+
+def _corners(place: Tensor, size: int, rule: Bilinear) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the two pixels that a place along an axis lies between, and their weights."""
+    if rule == "border":
+        place = place.clamp(0, size - 1)
+        low = place.floor().clamp(max=size - 2)
+        high = low + 1
+        near, far = high - place, place - low
+    else:
+        low, high = place.floor(), place.ceil()
+        near, far = high - place, (place - low) * (high < size)
+    return [low.long(), high.long().clamp(max=size - 1)], [near, far]
