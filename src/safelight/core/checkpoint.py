@@ -6,13 +6,15 @@ import hashlib
 import json
 import pickle
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from safelight.core.device import Device
 from safelight.core.errors import InputError
 from safelight.core.events import EventLog
 from safelight.core.files import atomic_write
@@ -97,3 +99,14 @@ def seeded(*parts: int) -> torch.Generator:
     """Return a source of random numbers that depends on some numbers only, for instance seed, epoch and step."""
     text = " ".join(map(str, parts))
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+
+
+@contextmanager
+def repeatable(device: Device) -> Iterator[None]:
+    """Compute with the same bits every time in a block, on the CPU; threads may otherwise add in any order."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(before or device.is_cpu)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -1,0 +1,168 @@
+"""The two stages as they are trained: what each sees, which meshes it is compared by, and where it starts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from safelight.pipelines.mesh.cameras import Cameras
+from safelight.pipelines.mesh.losses import COARSE_WEIGHTS, REFINE_WEIGHTS, LossWeights
+from safelight.pipelines.mesh.model import COARSE, REFINE, Model
+from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork, Variant, unpool
+from safelight.pipelines.mesh.template import Template
+
+GRAPH_DECAY = 5e-6
+CONVOLUTION_DECAY = 0.3 * 1e-5
+"""Of half the squared weights of graph convolutions, and of the kernels of the encoder, in the published loss."""
+
+
+Blocks = list[tuple[Tensor, Tensor]]
+"""Where each block of a network found the vertices, and where it moved them, (samples, vertices, 3) each."""
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+
+class Stage(Protocol):
+    """A network being trained.
+
+    Attributes
+    ----------
+    name : str
+    weights : LossWeights
+    levels : tuple of int
+        Of the template, that the blocks give.
+    network : Module
+    template : Template
+    """
+
+    name: str
+    weights: LossWeights
+    levels: tuple[int, ...]
+    network: nn.Module
+    template: Template
+
+    def __call__(self, images: Tensor, cameras: Cameras) -> Blocks:
+        """Return what the blocks do with (samples, views, 3, 224, 224) images."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """Move the stage to a device."""
+        ...
+
+    def model(self, weights: Mapping[str, Tensor], focal: float) -> Model:
+        """Return what a file of weights holds of it."""
+        ...
+
+
+class CoarseStage(nn.Module):
+    """The coarse network: three blocks, from the template on.
+
+    Parameters
+    ----------
+    network : CoarseNetwork
+        Copied: it stays as it is.
+    template : Template
+    """
+
+    name, weights, levels = COARSE, COARSE_WEIGHTS, (0, 1, 2)
+    edges1: Tensor
+    edges2: Tensor
+
+    def __init__(self, network: CoarseNetwork, template: Template) -> None:
+        super().__init__()
+        self.network, self.template = copy.deepcopy(network), template
+        for number, level in enumerate(template.levels[:-1], start=1):
+            self.register_buffer(f"edges{number}", torch.from_numpy(level.edges), persistent=False)
+
+    def forward(self, images: Tensor, cameras: Cameras) -> Blocks:
+        """Deform the template; a block finds the vertices of the last one, and the middles of their edges."""
+        one, two, three = (points.float() for points in self.network(images, cameras))
+        first = self.network.coordinates.expand(len(images), -1, -1)
+        return [(first, one), (unpool(one, self.edges1), two), (unpool(two, self.edges2), three)]
+
+    def model(self, weights: Mapping[str, Tensor], focal: float) -> Model:
+        """Return what a file of weights holds of it."""
+        return Model(focal, coarse=_with(self.network, weights), template=self.template)
+
+
+class RefineStage(nn.Module):
+    """The refining network: two blocks, from the coarse mesh on.
+
+    Parameters
+    ----------
+    network : RefineNetwork
+        Copied: it stays as it is.
+    coarse : CoarseNetwork
+        Makes the meshes to refine, and is not trained.
+    template : Template
+        The coarse network's.
+    """
+
+    name, weights, levels = REFINE, REFINE_WEIGHTS, (2, 2)
+
+    def __init__(self, network: RefineNetwork, coarse: CoarseNetwork, template: Template) -> None:
+        super().__init__()
+        self.network, self.template = copy.deepcopy(network), template
+        self.coarse = copy.deepcopy(coarse)
+
+    def forward(self, images: Tensor, cameras: Cameras) -> Blocks:
+        """Refine the coarse meshes."""
+        with torch.no_grad():
+            points = self.coarse(images, cameras)[-1].float()
+        first, second = self.network(points, self.network.maps(images), cameras)
+        return [(points, first.float()), (first.float(), second.float())]
+
+    def model(self, weights: Mapping[str, Tensor], focal: float) -> Model:
+        """Return what a file of weights holds of it."""
+        return Model(focal, refine=_with(self.network, weights))
+
+
+def start_coarse(template: Template, variant: Variant, seed: int) -> CoarseNetwork:
+    """Return a network that begins near the template's middle; it depends on the seed only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = CoarseNetwork(template, variant)
+        _start_encoder(network.cnn)
+    middle = network.coordinates.mean(dim=0)
+    with torch.no_grad():
+        for layers in (network.gcn1_layers, network.gcn2_layers, network.gcn3_layers):
+            # Vertices are absolute: from 0, where the camera is, no view would show anything of them.
+            layers.get_submodule(str(len(layers) - 1)).get_parameter("bias").copy_(middle)
+    return network
+
+
+def start_refine(coarse: CoarseNetwork, seed: int) -> RefineNetwork:
+    """Return a network whose encoder is the coarse one's, as published; the rest depends on the seed only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network = RefineNetwork()
+    network.cnn.load_state_dict(coarse.cnn.state_dict())
+    return network
+
+
+def decayed(network: nn.Module) -> list[dict[str, Any]]:
+    """Return the parameters with the weight decay of each kind: of the encoder only kernels shrink."""
+    kinds: dict[float, list[nn.Parameter]] = {GRAPH_DECAY: [], CONVOLUTION_DECAY: [], 0.0: []}
+    for name, parameter in network.named_parameters():
+        encoder, kernel = name.startswith("cnn."), parameter.dim() > 1
+        kinds[GRAPH_DECAY if not encoder else CONVOLUTION_DECAY if kernel else 0.0].append(parameter)
+    return [{"params": parameters, "weight_decay": decay} for decay, parameters in kinds.items()]
+
+
+def _start_encoder(encoder: nn.Module) -> None:
+    """Draw kernels as large as ReLUs need (He et al. 2015): eighteen layers of smaller ones would leave nothing."""
+    for layer in encoder.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+
+
+def _with(network: NetworkT, weights: Mapping[str, Tensor]) -> NetworkT:
+    """Return a copy of a network on the CPU with other weights."""
+    other = copy.deepcopy(network).cpu()
+    other.load_state_dict(dict(weights))
+    return other.eval()
