@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-_ACCENT, _SECOND, _THIRD, _PALE = "#0f6f78", "#d97706", "#7c3aed", "#94a3b8"
+from safelight.core.plots import ACCENT, PALE, SECOND, THIRD, as_png, label, new_plot
 
 _FRENCH = {
     "training": "entraînement",
@@ -43,11 +41,11 @@ def draw_loss(loss: Mapping[str, Sequence[float]], language: str) -> bytes:
     language : str
         Of the words, ``en`` or ``fr``.
     """
-    figure, axes = _plot()
-    axes.plot(loss["steps"], loss["training"], color=_PALE, label=_word("training", language))
-    axes.plot(loss["steps"], loss["validation"], color=_ACCENT, label=_word("validation", language))
+    figure, axes = new_plot()
+    axes.plot(loss["steps"], loss["training"], color=PALE, label=_word("training", language))
+    axes.plot(loss["steps"], loss["validation"], color=ACCENT, label=_word("validation", language))
     _label(axes, "step", "loss", language)
-    return _png(figure)
+    return as_png(figure)
 
 
 def draw_curves(diagnostics: Mapping[str, Any], language: str) -> dict[str, bytes]:
@@ -71,11 +69,11 @@ def draw_curves(diagnostics: Mapping[str, Any], language: str) -> dict[str, byte
 
 
 def _autocorrelation(diagnostics: Mapping[str, Any], language: str) -> bytes:
-    figure, axes = _plot()
+    figure, axes = new_plot()
     band = diagnostics["confidence"]
-    axes.axhspan(-band, band, color=_PALE, alpha=0.35, linewidth=0, label=_word("95 % of white noise", language))
+    axes.axhspan(-band, band, color=PALE, alpha=0.35, linewidth=0, label=_word("95 % of white noise", language))
     for (axis, values), colour, mark in zip(
-        sorted(diagnostics["autocorrelation"].items()), (_ACCENT, _SECOND, _THIRD), "os^", strict=False
+        sorted(diagnostics["autocorrelation"].items()), (ACCENT, SECOND, THIRD), "os^", strict=False
     ):
         lags = range(1, len(values) + 1)
         axes.plot(lags, values, mark + "-", color=colour, markersize=4, label=_word(f"along {axis}", language))
@@ -83,56 +81,34 @@ def _autocorrelation(diagnostics: Mapping[str, Any], language: str) -> bytes:
     reach = max(1.2 * largest, 3 * band, 0.05)
     axes.set_ylim(-reach, reach)
     _label(axes, "distance in pixels", "correlation", language)
-    return _png(figure)
+    return as_png(figure)
 
 
 def _spectrum(values: Sequence[float], language: str) -> bytes:
-    figure, axes = _plot()
+    figure, axes = new_plot()
     frequencies = (np.arange(len(values)) + 0.5) * 0.5 / len(values)
-    axes.axhline(1, color=_PALE, linewidth=3, alpha=0.6, label=_word("white noise", language))
-    axes.plot(frequencies, values, "o-", color=_ACCENT, markersize=4, label=_word("measured", language))
+    axes.axhline(1, color=PALE, linewidth=3, alpha=0.6, label=_word("white noise", language))
+    axes.plot(frequencies, values, "o-", color=ACCENT, markersize=4, label=_word("measured", language))
     axes.set_ylim(0, max(2.0, 1.15 * max(values)))
     _label(axes, "cycles per pixel", "power", language)
-    return _png(figure)
+    return as_png(figure)
 
 
 def _noise_fit(fit: Mapping[str, Any], language: str) -> bytes:
-    figure, axes = _plot()
+    figure, axes = new_plot()
     levels = np.array(fit["levels"])
-    axes.plot(levels, fit["variances"], "o", color=_ACCENT, markersize=4, label=_word("measured", language))
+    axes.plot(levels, fit["variances"], "o", color=ACCENT, markersize=4, label=_word("measured", language))
     ends = np.array([levels.min(), levels.max()])
     line = fit["gain"] * ends + fit["intercept"]
-    axes.plot(ends, line, color=_SECOND, label=_word("photon noise and read noise", language))
+    axes.plot(ends, line, color=SECOND, label=_word("photon noise and read noise", language))
     axes.set_ylim(bottom=0)
     _label(axes, "brightness", "variance of what was removed", language)
-    return _png(figure)
-
-
-def _plot() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.4, 2.9), dpi=160, layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_PALE)
-    axes.tick_params(colors="#475569", labelsize=8)
-    axes.grid(color="#e2e8f0", linewidth=0.6)
-    axes.set_axisbelow(True)
-    return figure, axes
+    return as_png(figure)
 
 
 def _label(axes: Axes, x: str, y: str, language: str) -> None:
-    axes.set_xlabel(_word(x, language), fontsize=9, color="#334155")
-    axes.set_ylabel(_word(y, language), fontsize=9, color="#334155")
-    if language == "fr":
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(lambda value, _: f"{value:g}".replace(".", ",").replace("-", "−"))
-    axes.legend(frameon=False, fontsize=8, labelcolor="#334155")
+    label(axes, _word(x, language), _word(y, language), language)
 
 
 def _word(word: str, language: str) -> str:
     return _FRENCH[word] if language == "fr" else word
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
