@@ -199,7 +199,7 @@ def test_a_data_set_is_measured(folder: Path, data: Path, tmp_path: Path, capsys
     assert "mean of 3 objects" in summary
     assert "mean of 2 categories" in summary
     timings = (out / "combined_timings.txt").read_text().splitlines()
-    assert [line.split()[0] for line in timings[1:]] == ["coarse", "refine", "total"]
+    assert [line.split()[0] for line in timings[1:]] == ["read", "coarse", "encode", "refine", "total"]
     np.testing.assert_allclose(
         np.loadtxt(out / "meshes" / "chair_a_00_predict.xyz"), mesh.vertices, rtol=1e-6, atol=1e-9
     )

@@ -6,7 +6,8 @@ top. Meshes live in the frame of the first camera.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
@@ -43,6 +44,11 @@ class Cameras:
     def views(self) -> int:
         """Views of each sample."""
         return self.origin.shape[1]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the cameras of samples of as many views each, one after the other."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def to(self, device: torch.device) -> Self:
         """Return the same cameras on a device."""

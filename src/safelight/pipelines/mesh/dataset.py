@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from safelight.formats.mesh import read_mesh
 from safelight.pipelines.mesh.camera_files import from_rows, read_rows
 from safelight.pipelines.mesh.cameras import WORLD_SCALE, Cameras
 from safelight.pipelines.mesh.options import DataOptions
-from safelight.pipelines.mesh.views import View, read_view
+from safelight.pipelines.mesh.views import View, as_images, read_view
 
 CAMERAS = "rendering_metadata.txt"
 TRUTHS = ("gt_points_normals.npz", "points.npz", "points.npy", "points.xyz", "points.ply")
@@ -123,8 +122,8 @@ def find_objects(options: DataOptions) -> Found:
     return Found(tuple(items), tuple(refused))
 
 
-def read_views(rendered: Rendered, focal: float) -> tuple[list[View], Cameras, Tensor]:
-    """Read the views of an object.
+def read_views(rendered: Rendered, focal: float, blend: bool = False) -> tuple[list[View], Cameras, Tensor]:
+    """Read the views of an object; ``blend`` as for ``read_view``.
 
     Returns
     -------
@@ -140,8 +139,8 @@ def read_views(rendered: Rendered, focal: float) -> tuple[list[View], Cameras, T
         A picture or the file of cameras cannot be read.
     """
     cameras = from_rows(rendered.rows()[None], focal)
-    views = [read_view(path) for path in rendered.views]
-    return views, cameras, torch.from_numpy(np.stack([view.pixels for view in views])).float() / 255
+    views = [read_view(path, blend) for path in rendered.views]
+    return views, cameras, as_images(views)
 
 
 def read_truth(path: Path) -> Truth:

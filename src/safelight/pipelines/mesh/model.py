@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from safelight.core.errors import InputError
 from safelight.formats.weights import Weights, read_weights, write_weights
-from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork, Variant
+from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork
 from safelight.pipelines.mesh.template import Template, make_template
+from safelight.pipelines.mesh.variant import Variant
 
 COARSE, REFINE = "coarse", "refine"
 STAGES = (COARSE, REFINE)
@@ -41,13 +42,15 @@ class Model:
     template: Template | None = None
 
 
-def read_model(paths: Sequence[Path]) -> Model:
+def read_model(paths: Sequence[Path], variant: Variant | None = None) -> Model:
     """Read the stages that files of weights hold.
 
     Parameters
     ----------
     paths : sequence of Path
         Safetensors files as ``write_model`` writes them: one with both stages, or one for each.
+    variant : Variant, optional
+        Departures from the published graph besides those that the networks were trained with.
 
     Raises
     ------
@@ -71,8 +74,9 @@ def read_model(paths: Sequence[Path]) -> Model:
             path=paths[0],
             remedy="make a file of weights from it with 'safelight mesh convert'",
         )
-    coarse, template = _coarse(*stages[COARSE]) if COARSE in stages else (None, None)
-    refine = _refine(*stages[REFINE]) if REFINE in stages else None
+    besides = variant or Variant()
+    coarse, template = _coarse(*stages[COARSE], besides) if COARSE in stages else (None, None)
+    refine = _refine(*stages[REFINE], besides) if REFINE in stages else None
     return Model(focal, coarse, refine, template)
 
 
@@ -121,19 +125,19 @@ def load_strictly(network: nn.Module, tensors: Mapping[str, Tensor], path: Path)
     network.load_state_dict({name: value.to(wanted[name].dtype) for name, value in tensors.items()})
 
 
-def _coarse(path: Path, weights: Weights) -> tuple[CoarseNetwork, Template]:
+def _coarse(path: Path, weights: Weights, besides: Variant) -> tuple[CoarseNetwork, Template]:
     if not {_COORDINATES, _FACES} <= weights.tensors.keys():
         raise InputError("it has no template", path=path, remedy="convert it again, with --template")
     template = make_template(weights.tensors[_COORDINATES].numpy(), weights.tensors[_FACES].numpy())
     if template.digest != weights.metadata.get("template"):
         raise InputError("its template is not the one that its weights were trained with", path=path)
-    network = CoarseNetwork(template, _variant(path, weights, COARSE))
+    network = CoarseNetwork(template, _variant(path, weights, COARSE).also(besides))
     load_strictly(network, _part(weights, COARSE), path)
     return network.eval(), template
 
 
-def _refine(path: Path, weights: Weights) -> RefineNetwork:
-    network = RefineNetwork(_variant(path, weights, REFINE))
+def _refine(path: Path, weights: Weights, besides: Variant) -> RefineNetwork:
+    network = RefineNetwork(_variant(path, weights, REFINE).also(besides))
     load_strictly(network, _part(weights, REFINE), path)
     return network.eval()
 

@@ -214,7 +214,7 @@ class LocalConvolution(GraphConvolution):
         return own.addmm_(support.to(own.dtype), beside).view(places, n, -1)
 
 
-def encode(encoder: Encoder, images: Tensor, scales: range) -> list[Tensor]:
+def encode(encoder: nn.Module, images: Tensor, scales: range) -> list[Tensor]:
     """Return maps of all views, (samples, views, height, width, channels) each: points are looked up in them."""
     samples, views = images.shape[:2]
     maps = encoder(images.flatten(0, 1), scales)

@@ -15,45 +15,110 @@ from safelight.core.errors import InputError
 from safelight.core.events import Value
 from safelight.core.files import atomic_write, digest
 from safelight.core.pipeline import Context, Item, Prepared, Record
+from safelight.core.plan import Plan
 from safelight.formats.mesh import Mesh, read_mesh, write_mesh
 from safelight.pipelines.mesh import inference
 from safelight.pipelines.mesh.camera_files import read_cameras
 from safelight.pipelines.mesh.cameras import WORLD_SCALE, Cameras
 from safelight.pipelines.mesh.items import Sample
 from safelight.pipelines.mesh.model import Model, read_model
-from safelight.pipelines.mesh.options import ViewOptions
+from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork
+from safelight.pipelines.mesh.options import PictureOptions, TestOptions, ViewOptions
 from safelight.pipelines.mesh.silhouettes import intersection_over_union, outlined, silhouette
-from safelight.pipelines.mesh.views import View, read_view
+from safelight.pipelines.mesh.template import Level
+from safelight.pipelines.mesh.variant import Variant
+from safelight.pipelines.mesh.views import View, as_images, read_view
+
+_LITTLE = 0.3
+"""Agreement of outlines (intersection over union) below which something is wrong; a good mesh reaches 0.7."""
 
 
 def load_model(items: Sequence[Item], options: ViewOptions, context: Context) -> Prepared:
     """Read the weights that all objects share."""
-    model = read_model(options.weights)
-    return Prepared(model, " ".join(digest(path) for path in options.weights))
+    return Prepared(open_model(options, context), " ".join(digest(path) for path in options.weights))
+
+
+def open_model(options: ViewOptions | TestOptions, context: Context) -> Model:
+    """Read the weights, and say where and how precisely the networks will not compute as published."""
+    variant = Variant.of(options)
+    departures = variant.names() + [name for name in PictureOptions.model_fields if getattr(options, name)]
+    if departures:
+        context.events.info("mesh_departures", names=", ".join(departures))
+    if context.device.amp:
+        context.events.info("positions_in_full_precision")
+    return read_model(options.weights, variant)
+
+
+def plan_predict(item: Item, options: ViewOptions, context: Context) -> list[Plan]:
+    """Return the memory plans of one object."""
+    return plan_stages(read_model(options.weights), options, 1, len(options.views), context)
+
+
+def plan_refine(item: Item, options: ViewOptions, context: Context) -> list[Plan]:
+    """Return the memory plans of a mesh of one's own."""
+    model, vertices = read_model(options.weights), len(read_mesh(item.payload.mesh).vertices)
+    return list(inference.plan_refine(refining(model, options), vertices, len(options.views), context.executor))
+
+
+def plan_stages(
+    model: Model, options: ViewOptions | TestOptions, samples: int, views: int, context: Context
+) -> list[Plan]:
+    """Return the memory plans of both stages, of so many objects at once."""
+    coarse, level = deforming(model, options)
+    plans = [inference.plan_deform(coarse, samples, views, context.executor)]
+    if model.refine is not None:
+        plans += inference.plan_refine(model.refine, level.vertices, views, context.executor)
+    return plans
 
 
 def predict(item: Item, options: ViewOptions, context: Context, model: Model) -> Record:
     """Make the mesh of one object from its views."""
-    if model.coarse is None or model.template is None:
-        raise InputError("has no coarse stage", path=options.weights[0], remedy="give both stages with --weights")
+    coarse, level = deforming(model, options)
     views, cameras, images = _read_sample(item.payload, options, context, model)
-    points = inference.deform(model.coarse, images, cameras, context.executor)
+    points = inference.deform(coarse, images[None], cameras, context.executor)[0]
     if model.refine is None:
         context.events.warning("coarse_only", weights=str(options.weights[0]))
     else:
-        points = inference.refine(model.refine, points, images, cameras, context.executor)
-    return _finish(item, points, model.template.levels[-1].faces, views, cameras, options, context)
+        maps = inference.encode_views(model.refine, images, context.executor)
+        points = inference.refine(model.refine, points, maps, cameras, context.executor)
+    return _finish(item, points, level.faces, views, cameras, options, context)
 
 
 def refine(item: Item, options: ViewOptions, context: Context, model: Model) -> Record:
     """Move the vertices of a mesh of one's own."""
-    if model.refine is None:
-        raise InputError("has no refining stage", path=options.weights[0], remedy="give it with --weights")
+    network = refining(model, options)
     mesh = read_mesh(item.payload.mesh)
     views, cameras, images = _read_sample(item.payload, options, context, model)
+    maps = inference.encode_views(network, images, context.executor)
     points = torch.from_numpy(mesh.vertices).float()
-    points = inference.refine(model.refine, points, images, cameras, context.executor)
+    points = inference.refine(network, points, maps, cameras, context.executor)
     return _finish(item, points, mesh.faces, views, cameras, options, context)
+
+
+def deforming(model: Model, options: ViewOptions | TestOptions) -> tuple[CoarseNetwork, Level]:
+    """Return the coarse stage, and what the meshes that it makes are like.
+
+    Raises
+    ------
+    InputError
+        The weights have no such stage.
+    """
+    if model.coarse is None or model.template is None:
+        raise InputError("has no coarse stage", path=options.weights[0], remedy="give both stages with --weights")
+    return model.coarse, model.template.levels[-1]
+
+
+def refining(model: Model, options: ViewOptions) -> RefineNetwork:
+    """Return the refining stage.
+
+    Raises
+    ------
+    InputError
+        The weights have no such stage.
+    """
+    if model.refine is None:
+        raise InputError("has no refining stage", path=options.weights[0], remedy="give it with --weights")
+    return model.refine
 
 
 def _read_sample(
@@ -64,12 +129,11 @@ def _read_sample(
     if focal != model.focal:
         context.events.warning("focal_differs", focal=focal, trained=model.focal)
     cameras = read_cameras(sample.cameras, sample.views, focal)
-    views = [read_view(path) for path in sample.views]
+    views = [read_view(path, options.blend_alpha) for path in sample.views]
     for path, view in zip(sample.views, views, strict=True):
         if not view.transparent:
             context.events.info("background_guessed", name=path.name)
-    images = torch.from_numpy(np.stack([view.pixels for view in views])).float() / 255
-    return views, cameras, images
+    return views, cameras, as_images(views)
 
 
 def _finish(
@@ -88,6 +152,8 @@ def _finish(
     write_mesh(options.out, Mesh(placed.double().numpy(), faces))
     agreements = draw_silhouettes(points, faces, views, cameras, context.folder)
     agreement = sum(agreements.values()) / len(agreements)
+    if agreement < _LITTLE:
+        context.events.warning("outlines_disagree", iou=agreement)
     context.events.info("mesh_written", path=str(options.out), vertices=len(points), faces=len(faces), iou=agreement)
     return Record((options.out,), {"silhouette_iou": agreement}, {"views": shown_views(item.payload.views, agreements)})
 

@@ -3,50 +3,167 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from safelight.core.errors import InputError
+from safelight.core.errors import SafelightError
 from safelight.core.files import atomic_write, digest
 from safelight.core.pipeline import Context, Item, Prepared, Record
+from safelight.core.plan import Plan
 from safelight.formats.mesh import Mesh, write_mesh
 from safelight.pipelines.mesh import inference
 from safelight.pipelines.mesh.cameras import Cameras
-from safelight.pipelines.mesh.dataset import in_camera_frame, read_truth, read_views
+from safelight.pipelines.mesh.dataset import Rendered, in_camera_frame, read_truth, read_views
 from safelight.pipelines.mesh.metrics import Distances, compare, sample_surface
 from safelight.pipelines.mesh.model import Model, read_model
 from safelight.pipelines.mesh.options import TestOptions
-from safelight.pipelines.mesh.process import draw_silhouettes, shown_views
+from safelight.pipelines.mesh.process import deforming, draw_silhouettes, open_model, plan_stages, shown_views
+from safelight.pipelines.mesh.views import View
+
+ResultT = TypeVar("ResultT")
 
 MESHES = "meshes"
 RESULTS, SUMMARY, TIMINGS = "metrics_results.csv", "metrics_summary.txt", "combined_timings.txt"
-_COMPONENTS = ("coarse", "refine", "total")
+_COMPONENTS = ("read", "coarse", "encode", "refine", "total")
+"""Reading is not part of the total."""
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the networks see of an object.
+
+    Parameters
+    ----------
+    views : list of View
+    cameras : Cameras
+        Of one sample.
+    images : Tensor
+        (views, 3, 224, 224).
+    milliseconds : float
+        That reading took.
+    """
+
+    views: list[View]
+    cameras: Cameras
+    images: Tensor
+    milliseconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """The vertices (n, 3) of an object, and the milliseconds of each component."""
+
+    seen: Seen
+    points: Tensor
+    milliseconds: Mapping[str, float]
+
+
+class Maker:
+    """Makes the meshes of objects as they are asked for; with each of them those that follow, up to a batch.
+
+    Parameters
+    ----------
+    model : Model
+    items : sequence of Item
+        All objects, in the order in which they are asked for.
+    options : TestOptions
+
+    Attributes
+    ----------
+    faces : array
+        (m, 3): of every mesh.
+
+    Raises
+    ------
+    InputError
+        The weights have no coarse stage.
+    """
+
+    def __init__(self, model: Model, items: Sequence[Item], options: TestOptions) -> None:
+        self._coarse, level = deforming(model, options)
+        self._refine, self._focal, self._options = model.refine, options.focal or model.focal, options
+        self._objects: dict[str, Rendered] = {item.name: item.payload for item in items}
+        self._made: dict[str, Made] = {}
+        self.faces = level.faces
+
+    def make(self, name: str, context: Context) -> Made:
+        """Return the mesh of an object.
+
+        Raises
+        ------
+        InputError
+            A view or the cameras cannot be read.
+        """
+        if name not in self._made:
+            batch = {name: self._read(self._objects[name])}
+            following = self._readable(list(self._objects).index(name) + 1)
+            batch |= islice(following, self._options.batch_size - 1)
+            self._made = dict(zip(batch, self._compute(list(batch.values()), context), strict=True))
+        return self._made.pop(name)
+
+    def warm_up(self, context: Context) -> None:
+        """Make the meshes of the first batch as often as is not to count in the timings."""
+        batch = [seen for _, seen in islice(self._readable(0), self._options.batch_size)]
+        for number in range(self._options.warmup_iters if batch else 0):
+            context.progress(number, self._options.warmup_iters, "warmup_progress")
+            self._compute(batch, context)
+
+    def _readable(self, start: int) -> Iterator[tuple[str, Seen]]:
+        """Yield the objects from a number on that can be read; what is wrong with others is said in their turn."""
+        for name, rendered in islice(self._objects.items(), start, None):
+            with suppress(SafelightError, OSError):
+                yield name, self._read(rendered)
+
+    def _read(self, rendered: Rendered) -> Seen:
+        found, milliseconds = _timed(partial(read_views, rendered, self._focal, self._options.blend_alpha))
+        return Seen(*found, milliseconds)
+
+    def _compute(self, batch: Sequence[Seen], context: Context) -> list[Made]:
+        """Return the meshes of some objects; each bears its share of what is done for all of them together."""
+        images, cameras = torch.stack([seen.images for seen in batch]), Cameras.joined([seen.cameras for seen in batch])
+        deformed, coarse = _timed(partial(inference.deform, self._coarse, images, cameras, context.executor))
+        made = []
+        for seen, points in zip(batch, deformed, strict=True):
+            times = {"coarse": coarse / len(batch)}
+            if self._refine is not None:
+                encode = partial(inference.encode_views, self._refine, seen.images, context.executor)
+                maps, times["encode"] = _timed(encode)
+                refine = partial(inference.refine, self._refine, points, maps, seen.cameras, context.executor)
+                points, times["refine"] = _timed(refine)
+            times |= {"total": sum(times.values()), "read": seen.milliseconds}
+            made.append(Made(seen, points, times))
+        return made
 
 
 def load_model(items: Sequence[Item], options: TestOptions, context: Context) -> Prepared:
-    """Read the weights, and compute the first object as often as is not to count in the timings."""
-    model = read_model(options.weights)
-    if model.coarse is None:
-        raise InputError("has no coarse stage", path=options.weights[0], remedy="give both stages with --weights")
-    for number in range(options.warmup_iters):
-        context.progress(number, options.warmup_iters, "warmup_progress")
-        _, cameras, images = read_views(items[0].payload, options.focal or model.focal)
-        _timed_mesh(model, images, cameras, context)
-    return Prepared(model, " ".join(digest(path) for path in options.weights))
+    """Read the weights, and make the first meshes as often as is not to count in the timings."""
+    maker = Maker(open_model(options, context), items, options)
+    maker.warm_up(context)
+    return Prepared(maker, " ".join(digest(path) for path in options.weights))
 
 
-def test(item: Item, options: TestOptions, context: Context, model: Model) -> Record:
+def plan(item: Item, options: TestOptions, context: Context) -> list[Plan]:
+    """Return the memory plans of a batch of objects."""
+    return plan_stages(read_model(options.weights), options, options.batch_size, len(options.use_views), context)
+
+
+def test(item: Item, options: TestOptions, context: Context, maker: Maker) -> Record:
     """Make the mesh of one object and measure it."""
-    assert model.template is not None
-    views, cameras, images = read_views(item.payload, options.focal or model.focal)
-    points, milliseconds = _timed_mesh(model, images, cameras, context)
-    vertices, faces = points.double().numpy(), model.template.levels[-1].faces
+    made = maker.make(item.name, context)
+    views, cameras, points = made.seen.views, made.seen.cameras, made.points
+    vertices, faces = points.double().numpy(), maker.faces
     truth = in_camera_frame(read_truth(item.payload.truth), cameras)
     metrics = _measures(compare(vertices, truth), options.tau, "")
     metrics |= _measures(compare(sample_surface(vertices, faces), truth), options.tau, "surface_")
-    metrics |= {f"{name}_ms": value for name, value in milliseconds.items()}
+    metrics |= {f"{name}_ms": value for name, value in made.milliseconds.items()}
     meshes = tuple(context.folder / MESHES / f"{item.name}_predict{suffix}" for suffix in (".obj", ".xyz"))
     meshes[0].parent.mkdir(exist_ok=True)
     for path in meshes:
@@ -59,7 +176,7 @@ def test(item: Item, options: TestOptions, context: Context, model: Model) -> Re
     return Record(meshes, metrics, {"category": item.payload.category, "views": shown})
 
 
-def summarise(item: Item, options: TestOptions, context: Context, model: Model) -> Record:
+def summarise(item: Item, options: TestOptions, context: Context, maker: Maker) -> Record:
     """Write the tables over all objects."""
     records: Mapping[str, Record] = item.payload
     texts = {RESULTS: _results(records), SUMMARY: _summary(records), TIMINGS: _timings(records)}
@@ -70,20 +187,11 @@ def summarise(item: Item, options: TestOptions, context: Context, model: Model) 
     return Record(paths)
 
 
-def _timed_mesh(model: Model, images: Tensor, cameras: Cameras, context: Context) -> tuple[Tensor, dict[str, float]]:
-    """Return the vertices, and the milliseconds of each stage: results are on the host, so nothing is pending."""
-    coarse, refine = model.coarse, model.refine
-    assert coarse is not None
-    points, first = _timed(lambda: inference.deform(coarse, images, cameras, context.executor))
-    second = 0.0
-    if refine is not None:
-        points, second = _timed(lambda: inference.refine(refine, points, images, cameras, context.executor))
-    return points, {"coarse": first, "refine": second, "total": first + second}
-
-
-def _timed(compute: Callable[[], Tensor]) -> tuple[Tensor, float]:
+def _timed(compute: Callable[[], ResultT]) -> tuple[ResultT, float]:
+    """Return a result and the milliseconds that it took: it is on the host, so nothing is pending."""
     started = time.perf_counter()
-    return compute(), 1000 * (time.perf_counter() - started)
+    result = compute()
+    return result, 1000 * (time.perf_counter() - started)
 
 
 def _measures(distances: Distances, tau: float, prefix: str) -> dict[str, float]:
@@ -126,9 +234,12 @@ def _means(records: Sequence[Record]) -> dict[str, float]:
 
 
 def _timings(records: Mapping[str, Record]) -> str:
+    """Return the statistics of each component that there is."""
     lines = [f"{'ms':<8} {'mean':>10} {'median':>10} {'p95':>10} {'objects/s':>10}"]
     for component in _COMPONENTS:
-        values = np.array([record.metrics[f"{component}_ms"] for record in records.values()])
-        shown = (values.mean(), np.median(values), np.percentile(values, 95), 1000 / max(values.mean(), 1e-9))
-        lines.append(" ".join([f"{component:<8}", *(f"{value:>10.2f}" for value in shown)]))
+        key = f"{component}_ms"
+        values = np.array([record.metrics[key] for record in records.values() if key in record.metrics])
+        if len(values):
+            shown = (values.mean(), np.median(values), np.percentile(values, 95), 1000 / max(values.mean(), 1e-9))
+            lines.append(" ".join([f"{component:<8}", *(f"{value:>10.2f}" for value in shown)]))
     return "\n".join(lines) + "\n"

@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 from pydantic import Field
 
 from safelight.core.options import Settings
 
-_PANEL = {"panel": "Departures from the published graph"}
+PANEL = "Departures from the published graph"
 
 
-class Variant(Settings):
-    """Departures from the published graph. All off: as published."""
+def departure(description: str) -> Any:
+    """Return an option that is off as published."""
+    return Field(False, description=description, json_schema_extra={"panel": PANEL, "one_way": True})
 
-    own_views: bool = Field(
-        False,
-        description="Coarse network: look each view up in its own maps; as published, all look at the first view's.",
-        json_schema_extra=_PANEL,
+
+class CoarseVariant(Settings):
+    """Departures of the coarse network."""
+
+    own_views: bool = departure(
+        "Coarse network: look each view up in its own maps; as published, all look at the first view's."
     )
-    unpool_first: bool = Field(
-        False,
-        description="Coarse network: subdivide before features are looked up, not after (Design B).",
-        json_schema_extra=_PANEL,
+    unpool_first: bool = departure("Coarse network: subdivide before features are looked up, not after (Design B).")
+
+
+class RefineVariant(Settings):
+    """Departures of the refining network."""
+
+    signed_scores: bool = departure("Refining network: no ReLU on the scores (Design B).")
+    border_sampling: bool = departure(
+        "Refining network: the common bilinear rule, also at whole pixels and edges (Design B)."
     )
-    signed_scores: bool = Field(
-        False, description="Refining network: no ReLU on the scores (Design B).", json_schema_extra=_PANEL
-    )
-    border_sampling: bool = Field(
-        False,
-        description="Refining network: the common bilinear rule, also at whole pixels and edges (Design B).",
-        json_schema_extra=_PANEL,
-    )
-    unit_origin: bool = Field(
-        False,
-        description="Refining network: cameras at distance 1, the first one's frame taken for the world (Design B).",
-        json_schema_extra=_PANEL,
+    unit_origin: bool = departure(
+        "Refining network: cameras at distance 1, the first one's frame taken for the world (Design B)."
     )
 
-    def also(self, other: Variant) -> Variant:
+
+class Variant(CoarseVariant, RefineVariant):
+    """Departures of both networks. All off: as published."""
+
+    @classmethod
+    def of(cls, options: Settings) -> Self:
+        """Return the departures among a command's options."""
+        return cls(**{name: getattr(options, name, False) for name in cls.model_fields})
+
+    def also(self, other: Self) -> Self:
         """Return the departures of both."""
-        return Variant(**{name: getattr(self, name) or getattr(other, name) for name in Variant.model_fields})
+        return type(self)(**{name: getattr(self, name) or getattr(other, name) for name in type(self).model_fields})
 
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> list[str]:
         """Return the names of the departures that are on."""
-        return tuple(name for name in Variant.model_fields if getattr(self, name))
+        return [name for name in type(self).model_fields if getattr(self, name)]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from safelight.core.errors import InputError
 from safelight.pipelines.mesh.cameras import SIDE
@@ -41,8 +44,14 @@ class View:
     transparent: bool
 
 
-def read_view(path: Path) -> View:
+def read_view(path: Path, blend: bool = False) -> View:
     """Read a photograph with or without transparency, in colour or grey.
+
+    Parameters
+    ----------
+    path : Path
+    blend : bool
+        Blend half-transparent pixels with white, and resize as Pillow does: Design B's views.
 
     Raises
     ------
@@ -60,7 +69,13 @@ def read_view(path: Path) -> View:
             path=path,
             expected="an object on a transparent or white background",
         )
-    return View(resize(colour)[..., ::-1].transpose(2, 0, 1).copy(), silhouette, transparent)
+    pixels = _blended(rgba) if blend else resize(colour)
+    return View(pixels[..., ::-1].transpose(2, 0, 1).copy(), silhouette, transparent)
+
+
+def as_images(views: Sequence[View]) -> Tensor:
+    """Return views as the networks take them, (views, 3, 224, 224) from 0 to 1."""
+    return torch.from_numpy(np.stack([view.pixels for view in views])).float() / WHITE
 
 
 def resize(image: Bytes) -> Bytes:
@@ -84,6 +99,13 @@ def resize(image: Bytes) -> Bytes:
     rounded = (((upper * first) >> 16) + ((lower * second) >> 16) + 2) >> 2
     resized: Bytes = rounded.clip(0, WHITE).astype(np.uint8)
     return resized
+
+
+def _blended(rgba: Bytes) -> Bytes:
+    picture = Image.fromarray(rgba)
+    white = Image.new("RGBA", picture.size, (WHITE, WHITE, WHITE, WHITE))
+    on_white = Image.alpha_composite(white, picture).convert("RGB")
+    return np.asarray(on_white.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 def _taps(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
