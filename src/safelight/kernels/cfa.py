@@ -8,7 +8,7 @@ image without a mosaic. A tile is the period of the array: one Bayer cell, or 2 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import chain, product
 from typing import Literal
 
 import numpy as np
@@ -86,7 +86,7 @@ def nearest_lattice_shift(shift: tuple[float, float], sensor: Sensor) -> tuple[O
     return best, _distance(best, shift)
 
 
-def normalise(rows: Tensor, tile: Tile, black: Sequence[float], white: float) -> Tensor:
+def normalise(rows: Tensor, tile: Tile, black: Tensor, white: Tensor) -> Tensor:
     """Return raw values as 0 at the black of their colour and 1 at white.
 
     Parameters
@@ -94,27 +94,22 @@ def normalise(rows: Tensor, tile: Tile, black: Sequence[float], white: float) ->
     rows : Tensor
         (n, period, width): rows of tiles; raw values of any dtype.
     tile : Tile
-    black : sequence of float
-        Of the four colours.
-    white : float
+    black, white : Tensor
+        (4,), floating point: of the four colours.
 
     Returns
     -------
     Tensor
-        Same shape, float32 or the input's floating dtype.
+        Same shape, of the levels' dtype.
     """
-    dtype = rows.dtype if rows.is_floating_point() else torch.float32
-    offset = [[black[colour] for colour in row] for row in tile]
-    scale = [[1 / (white - black[colour]) for colour in row] for row in tile]
-    values = rows.to(dtype) - along(offset, rows)
-    return values.mul_(along(scale, rows))
+    values = rows.to(black.dtype) - at_sites(black, tile, rows.shape[-1])
+    return values.mul_(at_sites(1 / (white - black), tile, rows.shape[-1]))
 
 
-def along(table: Sequence[Sequence[float]], rows: Tensor) -> Tensor:
-    """Return a table with one value per site of a tile, repeated along rows of tiles: (period, width)."""
-    dtype = rows.dtype if rows.is_floating_point() else torch.float32
-    values = torch.tensor(table, dtype=dtype, device=rows.device)
-    return values.repeat(1, -(-rows.shape[-1] // values.shape[1]))[:, : rows.shape[-1]]
+def at_sites(by_colour: Tensor, tile: Tile, width: int) -> Tensor:
+    """Return what belongs to each colour, (4,), at the sites of a row of tiles: (period, width)."""
+    table = by_colour[torch.tensor(tile, device=by_colour.device)]
+    return table.repeat(1, -(-width // len(tile)))[:, :width]
 
 
 def grey(rows: Tensor, side: int) -> Tensor:
@@ -138,29 +133,68 @@ def grey(rows: Tensor, side: int) -> Tensor:
     return total.div_(side * side)
 
 
-def colour_cells(rows: Tensor, tile: Tile) -> Tensor:
-    """Return the mean of each colour in every cell.
+def light_cells(rows: Tensor, tile: Tile, black: Tensor, white: Tensor, most: Tensor | None = None) -> Tensor:
+    """Return the mean of every cell, all colours together: ``grey`` of ``normalise``, without a copy of the mosaic.
 
     Parameters
     ----------
     rows : Tensor
-        (n, period, width): rows of tiles, floating point; the width is a multiple of the period.
+        (n, period, width): rows of tiles, raw values of any dtype; the width is a multiple of the period.
+    tile : Tile
+    black, white : Tensor
+        (4,), floating point: of the four colours.
+    most : Tensor, optional
+        (4,): where the raw values of each colour are cut.
+
+    Returns
+    -------
+    Tensor
+        (n · period / side, width / side).
+    """
+    return _means(rows, tile, [[list(chain(*sites))] for sites in _colour_sites(tile)], (black, white, most))[0]
+
+
+def colour_cells(rows: Tensor, tile: Tile, black: Tensor, white: Tensor) -> Tensor:
+    """Return the mean of each colour in every cell, 0 at black and 1 at white.
+
+    Parameters
+    ----------
+    rows : Tensor
+        (n, period, width): rows of tiles, raw values of any dtype; the width is a multiple of the period.
     tile : Tile
         From a cell's first pixel on, see ``cell_origin``.
+    black, white : Tensor
+        (4,), floating point: of the four colours.
 
     Returns
     -------
     Tensor
         (3, n · period / side, width / side): red, green, blue.
     """
-    period, side = len(tile), cell_side(tile)
-    cells = period // side
-    shape = (3, rows.shape[0] * cells, rows.shape[2] // side)
-    result = rows.new_empty(shape)
+    return _means(rows, tile, _colour_sites(tile), (black, white, None))
+
+
+def any_in_cells(flags: Tensor, tile: Tile) -> Tensor:
+    """Return whether any site of a colour is marked, in every cell.
+
+    Parameters
+    ----------
+    flags : Tensor
+        (n, period, width), bool: rows of tiles; the width is a multiple of the period.
+    tile : Tile
+        From a cell's first pixel on.
+
+    Returns
+    -------
+    Tensor
+        (3, n · period / side, width / side), bool: red, green, blue.
+    """
+    cells = len(tile) // cell_side(tile)
+    result = flags.new_empty((3, flags.shape[0] * cells, flags.shape[2] // cell_side(tile)))
     for cell in _square(cells):
         for colour, sites in enumerate(_sites(tile, cell)):
-            mean = _sum(rows[:, y, x::period] for y, x in sites).div_(len(sites))
-            result[colour, cell[0] :: cells, cell[1] :: cells] = mean
+            found = _sum(flags[:, y, x :: len(tile)] for y, x in sites)  # of truths, which is whether there is any
+            result[colour, cell[0] :: cells, cell[1] :: cells] = found
     return result
 
 
@@ -209,8 +243,8 @@ def interpolate_colours(rows: Tensor, tile: Tile) -> Tensor:
     mosaic = rows.flatten(0, 1)
     result = rows.new_empty((3, *mosaic.shape))
     for colour in _RGB:
-        measured = along([[float(own == colour) for own in row] for row in _plain(tile)], rows)
-        mask = measured.repeat(rows.shape[0], 1)
+        measured = torch.tensor([own == colour for own in (0, 1, 2, 1)], dtype=rows.dtype, device=rows.device)
+        mask = at_sites(measured, tile, rows.shape[-1]).repeat(rows.shape[0], 1)
         near = _weigh(mosaic * mask, weights) / _weigh(mask, weights)
         result[colour] = torch.where(mask > 0, mosaic, near)
     return result
@@ -225,6 +259,44 @@ def _weigh(values: Tensor, weights: Sequence[float]) -> Tensor:
     """Return the weighted sum around every pixel; beyond the edge is 0."""
     padded = nn.functional.pad(values, (len(weights) // 2,) * 4)
     return weigh_neighbours(weigh_neighbours(padded, weights, -2), weights, -1)
+
+
+def _colour_sites(tile: Tile) -> list[list[list[Offset]]]:
+    """Return the sites of each colour in each cell of a tile."""
+    return [_sites(tile, cell) for cell in _square(len(tile) // cell_side(tile))]
+
+
+def _means(
+    rows: Tensor, tile: Tile, sites: list[list[list[Offset]]], levels: tuple[Tensor, Tensor, Tensor | None]
+) -> Tensor:
+    """Return means over sites, 0 at black and 1 at white: (planes, cells down, cells across).
+
+    Parameters
+    ----------
+    rows : Tensor
+        (n, period, width), raw values.
+    tile : Tile
+    sites : list
+        For each cell of a tile, for each plane.
+    levels : tuple
+        Black, white, and where values are cut, of the four colours.
+    """
+    black, white, most = levels
+    scale = 1 / (white - black)
+    offset = black * scale
+    cells = len(tile) // cell_side(tile)
+    shape = (len(sites[0]), rows.shape[0] * cells, rows.shape[2] // cell_side(tile))
+    result = torch.empty(shape, dtype=black.dtype, device=rows.device)
+    for cell, planes in zip(_square(cells), sites, strict=True):
+        for plane, of_plane in enumerate(planes):
+            total = result[plane, cell[0] :: cells, cell[1] :: cells]
+            # Of what is linear the constant part comes once, and the mosaic is never copied.
+            total.copy_(-_sum(offset[tile[y][x]] for y, x in of_plane) / len(of_plane))
+            for y, x in of_plane:
+                values, colour = rows[:, y, x :: len(tile)].to(black.dtype), tile[y][x]
+                values = values if most is None else torch.minimum(values, most[colour])
+                total.addcmul_(values, scale[colour], value=1 / len(of_plane))
+    return result
 
 
 def _sum(parts: Iterator[Tensor]) -> Tensor:
@@ -287,9 +359,21 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
         yield Sample((rows, tile))
 
 
-def _normalise_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+def _level_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    black, white = torch.arange(64.0, 68.0), torch.arange(1023.0, 1027.0)
     for rows, tile in _rows(device, dtype):
-        yield Sample((rows, tile, (64.0, 65.0, 66.0, 67.0), 1023.0))
+        yield Sample((rows, tile, black.to(device, dtype), white.to(device, dtype)))
+
+
+def _cut_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    yield from _level_samples(device, dtype)
+    for sample in _level_samples(device, dtype):
+        yield Sample((*sample.arguments, torch.arange(700.0, 704.0).to(device, dtype)))
+
+
+def _flag_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for rows, tile in _rows(device, dtype):
+        yield Sample((rows > 900, tile))
 
 
 def _grey_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
@@ -304,12 +388,26 @@ def _colours_oracle(rows: np.ndarray, tile: Tile) -> np.ndarray:
     return np.asarray(plain[np.ix_(np.arange(height) % len(tile), np.arange(width) % len(tile))])
 
 
-def _normalise_oracle(rows: np.ndarray, tile: Tile, black: Sequence[float], white: float) -> np.ndarray:
+def _normalise_oracle(rows: np.ndarray, tile: Tile, black: np.ndarray, white: np.ndarray) -> np.ndarray:
     result = np.empty_like(rows)
     for index in np.ndindex(*rows.shape):
-        low = black[tile[index[1]][index[2] % len(tile)]]
-        result[index] = (rows[index] - low) / (white - low)
+        colour = tile[index[1]][index[2] % len(tile)]
+        result[index] = (rows[index] - black[colour]) / (white[colour] - black[colour])
     return result
+
+
+def _light_oracle(
+    rows: np.ndarray, tile: Tile, black: np.ndarray, white: np.ndarray, most: np.ndarray | None = None
+) -> np.ndarray:
+    if most is not None:
+        columns = np.arange(rows.shape[2]) % len(tile)
+        rows = np.minimum(rows, np.array(most)[np.array(tile)[:, columns]])
+    levels = _normalise_oracle(rows, tile, black, white)
+    return _grey_oracle(levels.reshape(-1, rows.shape[2]), cell_side(tile))
+
+
+def _any_oracle(flags: np.ndarray, tile: Tile) -> np.ndarray:
+    return np.asarray(_cells_oracle(flags.astype(float), tile, np.zeros(4), np.ones(4)) > 0)
 
 
 def _grey_oracle(rows: np.ndarray, side: int) -> np.ndarray:
@@ -317,7 +415,8 @@ def _grey_oracle(rows: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(rows[: height * side, : width * side].reshape(height, side, width, side).mean((1, 3)))
 
 
-def _cells_oracle(rows: np.ndarray, tile: Tile) -> np.ndarray:
+def _cells_oracle(rows: np.ndarray, tile: Tile, black: np.ndarray, white: np.ndarray) -> np.ndarray:
+    rows = _normalise_oracle(rows, tile, black, white)
     mosaic, colours, side = rows.reshape(-1, rows.shape[2]), _colours_oracle(rows, tile), 2 if len(tile) == 2 else 3
     result = np.empty((3, mosaic.shape[0] // side, mosaic.shape[1] // side))
     for colour, y, x in np.ndindex(*result.shape):
@@ -352,9 +451,11 @@ def _interpolate_oracle(rows: np.ndarray, tile: Tile) -> np.ndarray:
 
 
 KERNELS = (
-    KernelInfo("cfa_normalise", normalise, _normalise_samples, _normalise_oracle),
+    KernelInfo("cfa_normalise", normalise, _level_samples, _normalise_oracle),
     KernelInfo("cfa_grey", grey, _grey_samples, _grey_oracle),
-    KernelInfo("cfa_colour_cells", colour_cells, _samples, _cells_oracle),
+    KernelInfo("cfa_light_cells", light_cells, _cut_samples, _light_oracle),
+    KernelInfo("cfa_colour_cells", colour_cells, _level_samples, _cells_oracle),
+    KernelInfo("cfa_any_in_cells", any_in_cells, _flag_samples, _any_oracle),
     KernelInfo("cfa_pack", pack, _samples, _pack_oracle),
     KernelInfo("cfa_interpolate_colours", interpolate_colours, _samples, _interpolate_oracle),
 )

@@ -27,11 +27,11 @@ class PoissonGaussian:
     Parameters
     ----------
     slope, floor : float
-        Both 0 or more.
+        Both 0 or more; tensors of one number within a kernel.
     """
 
-    slope: float
-    floor: float
+    slope: float | Tensor
+    floor: float | Tensor
 
     def variance(self, level: Tensor) -> Tensor:
         """Return the variance at every level."""
@@ -109,21 +109,43 @@ def offset_by_level(level: Tensor, difference: Tensor, bins: int) -> Tensor:
     return torch.stack((level[order].mean(1), difference[order].median(1).values))
 
 
-def at_level(curve: Tensor, level: Tensor) -> Tensor:
-    """Return a curve's value at every level, linear between its points and constant beyond.
+def at_even_levels(curve: Tensor, points: int) -> Tensor:
+    """Return a curve by evenly spaced levels, so that ``at_level`` need not search.
 
     Parameters
     ----------
     curve : Tensor
-        (2, n): levels, ascending, and values; n of 2 or more.
+        (2, n): levels, ascending, and values; n of 2 or more. Linear between its points.
+    points : int
+        How many levels, from the curve's first to its last.
+
+    Returns
+    -------
+    Tensor
+        (2, points).
+    """
+    levels, values = curve[0].contiguous(), curve[1]
+    even = torch.lerp(levels[:1], levels[-1:], torch.linspace(0, 1, points, dtype=curve.dtype, device=curve.device))
+    above = torch.bucketize(even, levels).clamp(1, len(levels) - 1)
+    low, high = levels[above - 1], levels[above]
+    share = ((even - low) / (high - low).clamp(min=_TINY)).clamp(0, 1)
+    return torch.stack((even, torch.lerp(values[above - 1], values[above], share)))
+
+
+def at_level(curve: Tensor, level: Tensor) -> Tensor:
+    """Return a curve's value at the nearest of its levels.
+
+    Parameters
+    ----------
+    curve : Tensor
+        (2, n): levels, evenly spaced, and values.
     level : Tensor
         Any shape, floating point.
     """
-    levels, values = curve[0].contiguous(), curve[1]
-    above = torch.bucketize(level, levels).clamp(1, len(levels) - 1)
-    low, high = levels[above - 1], levels[above]
-    share = ((level - low) / (high - low).clamp(min=_TINY)).clamp(0, 1)
-    return torch.lerp(values[above - 1], values[above], share)
+    levels, values = curve[0], curve[1]
+    step = ((levels[-1] - levels[0]) / (len(levels) - 1)).clamp(min=_TINY)
+    nearest = ((level - levels[0]) / step).round_().clamp_(0, len(levels) - 1).to(torch.int32)
+    return values.index_select(0, nearest.flatten()).view(level.shape)
 
 
 def fit_poisson_gaussian(level: Tensor, residual: Tensor) -> PoissonGaussian:
@@ -192,11 +214,17 @@ def _curve_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]
         yield Sample((level, difference, bins))
 
 
-def _at_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+def _even_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     for points in (2, 9):
         # Powers of two are the same levels in either precision.
+        curve = torch.stack(((torch.arange(points) / 8).square(), (torch.arange(points) - 2.0).square()))
+        yield Sample((curve.to(device, dtype), 17))
+
+
+def _at_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    for points in (2, 9):
         curve = torch.stack((torch.arange(points) / 8, (torch.arange(points) - 2.0).square()))
-        yield Sample((curve.to(device, dtype), (torch.arange(40).view(5, 8) / 16 - 0.5).to(device, dtype)))
+        yield Sample((curve.to(device, dtype), ((torch.arange(40).view(5, 8) + 0.25) / 16 - 0.5).to(device, dtype)))
 
 
 def _offset_oracle(level: np.ndarray, difference: np.ndarray, bins: int) -> np.ndarray:
@@ -206,8 +234,13 @@ def _offset_oracle(level: np.ndarray, difference: np.ndarray, bins: int) -> np.n
     return np.array([[level[group].mean() for group in groups], lower_median])
 
 
+def _even_oracle(curve: np.ndarray, points: int) -> np.ndarray:
+    levels = np.linspace(curve[0, 0], curve[0, -1], points)
+    return np.array([levels, np.interp(levels, curve[0], curve[1])])
+
+
 def _at_oracle(curve: np.ndarray, level: np.ndarray) -> np.ndarray:
-    return np.asarray(np.interp(level, curve[0], curve[1]))
+    return np.asarray(curve[1][abs(level[..., None] - curve[0]).argmin(-1)])
 
 
 def _light_oracle(anchor: np.ndarray, target: np.ndarray, usable: np.ndarray, side: int) -> np.ndarray:
@@ -236,6 +269,7 @@ def _gain_oracle(anchor: np.ndarray, target: np.ndarray) -> np.ndarray:
 KERNELS = (
     KernelInfo("block_light", block_light, _light_samples, _light_oracle),
     KernelInfo("offset_by_level", offset_by_level, _curve_samples, _offset_oracle),
+    KernelInfo("at_even_levels", at_even_levels, _even_samples, _even_oracle),
     KernelInfo("at_level", at_level, _at_samples, _at_oracle),
     KernelInfo("gain_between", gain_between, _gain_samples, _gain_oracle),
 )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from safelight.core.kernel import KernelInfo, Sample
-from safelight.kernels.gaussian import weigh_neighbours
 
 MOVED, CLIPPED_ANCHOR, CLIPPED_TARGET, OUTSIDE = 1, 2, 4, 8
 """Bits of a mask; 0 is a pixel to learn from."""
@@ -30,30 +29,50 @@ HALO = sum(scale // 2 for scale in (*SCALES, SCALES[-1]))
 """Rows of context that a row of ``moved_pixels`` needs."""
 
 
-def between(image: Tensor, shift: tuple[float, float]) -> Tensor:
-    """Return ``image[…, y + dy, x + dx]``, interpolated linearly; the edge is repeated outside.
+def shift_weights(shift: tuple[float, float], reach: int) -> Tensor:
+    """Return the weights for ``between`` that interpolate linearly at a shift (dy, dx) of at most ``reach``."""
+    places = np.arange(-reach, reach + 1)
+    return torch.from_numpy(np.stack([np.clip(1 - abs(places - distance), 0, None) for distance in shift])).float()
+
+
+def between(image: Tensor, weights: Tensor) -> Tensor:
+    """Return an image at a shift: ``image[…, y + dy, x + dx]``; the edge is repeated outside.
 
     Parameters
     ----------
     image : Tensor
         (…, height, width), floating point.
-    shift : tuple of float
-        (dy, dx).
+    weights : Tensor
+        (2, 2 · reach + 1): of the rows and of the columns around, see ``shift_weights``. Numbers that change from
+        pair to pair are a tensor, so that a kernel's dry run serves them all.
     """
-    for axis, distance in zip((-2, -1), shift, strict=True):
-        whole = int(np.floor(distance))
-        fraction = distance - whole
+    reach = weights.shape[1] // 2
+    for axis, along in zip((-2, -1), weights, strict=True):
         size = image.shape[axis]
-        first = torch.arange(whole, whole + size + 1, device=image.device).clamp(0, size - 1)
-        image = weigh_neighbours(image.index_select(axis, first), (1 - fraction, fraction), axis)
+        places = torch.arange(-reach, size + reach, device=image.device).clamp(0, size - 1)
+        image = _weighted(image.index_select(axis, places), along, axis)
     return image
+
+
+def _weighted(values: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """Return the weighted sum of neighbours along an axis, without padding."""
+    size = values.shape[axis] - len(weights) + 1
+    total = values.narrow(axis, 0, size) * weights[0]
+    for place, weight in enumerate(weights[1:], start=1):
+        total.addcmul_(values.narrow(axis, place, size), weight)
+    return total
 
 
 def local_range(image: Tensor) -> Tensor:
     """Return the largest difference within each pixel's 3 × 3 neighbourhood, (channels, height, width)."""
-    highest = nn.functional.max_pool2d(image[None], 3, 1, 1)[0]
-    lowest = nn.functional.max_pool2d(-image[None], 3, 1, 1)[0]
-    return highest + lowest
+    padded = nn.functional.pad(image[None], (1, 1, 1, 1), mode="replicate")[0]
+    return _along_both(padded, torch.maximum).sub_(_along_both(padded, torch.minimum))
+
+
+def _along_both(padded: Tensor, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Return the extreme of three rows and three columns; row by row, which is fast where pooling is not."""
+    rows = extreme(extreme(padded[:, :-2], padded[:, 1:-1]), padded[:, 2:])
+    return extreme(extreme(rows[..., :-2], rows[..., 1:-1]), rows[..., 2:])
 
 
 def moved_pixels(deviation: Tensor, missed: Tensor, usable: Tensor) -> Tensor:
@@ -160,7 +179,11 @@ def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
 def _image_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
     image = torch.rand((3, 11, 9), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for shift in ((0.25, -1.5), (2.0, 0.75)):
-        yield Sample((image.to(device, dtype), shift))
+        yield Sample((image.to(device, dtype), shift_weights(shift, 2).to(device, dtype)))
+
+
+def _images(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    yield from (Sample(sample.arguments[:1]) for sample in _image_samples(device, dtype))
 
 
 def _mask_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
@@ -194,8 +217,9 @@ def _window(y: int, x: int, side: int) -> tuple[slice, slice]:
     return slice(max(y - reach, 0), y + reach + 1), slice(max(x - reach, 0), x + reach + 1)
 
 
-def _between_oracle(image: np.ndarray, shift: tuple[float, float]) -> np.ndarray:
-    for axis, distance in zip((1, 2), shift, strict=True):
+def _between_oracle(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    reach = weights.shape[1] // 2
+    for axis, distance in zip((1, 2), weights @ np.arange(-reach, reach + 1), strict=True):
         places = np.arange(image.shape[axis])
         lines = [
             np.interp(places + distance, places, line) for line in np.moveaxis(image, axis, -1).reshape(-1, len(places))
@@ -205,7 +229,7 @@ def _between_oracle(image: np.ndarray, shift: tuple[float, float]) -> np.ndarray
     return image
 
 
-def _range_oracle(image: np.ndarray, shift: tuple[float, float]) -> np.ndarray:
+def _range_oracle(image: np.ndarray) -> np.ndarray:
     return np.array(
         [[[_ptp(plane, y, x) for x in range(image.shape[2])] for y in range(image.shape[1])] for plane in image]
     )
@@ -213,10 +237,6 @@ def _range_oracle(image: np.ndarray, shift: tuple[float, float]) -> np.ndarray:
 
 def _ptp(plane: np.ndarray, y: int, x: int) -> float:
     return float(np.ptp(plane[_window(y, x, 3)]))
-
-
-def _range(image: Tensor, shift: tuple[float, float]) -> Tensor:
-    return local_range(image)
 
 
 def _opened_oracle(mask: np.ndarray) -> np.ndarray:
@@ -240,7 +260,7 @@ def _loss_oracle(anchor: np.ndarray, target: np.ndarray) -> np.ndarray:
 KERNELS = (
     KernelInfo("moved_pixels", moved_pixels, _samples, _moved_oracle),
     KernelInfo("between", between, _image_samples, _between_oracle),
-    KernelInfo("local_range", _range, _image_samples, _range_oracle),
+    KernelInfo("local_range", local_range, _images, _range_oracle),
     KernelInfo("opened", opened, _mask_samples, _opened_oracle),
     KernelInfo("gamma_loss", gamma_loss, _loss_samples, _loss_oracle),
 )

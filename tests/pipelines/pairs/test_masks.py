@@ -132,7 +132,7 @@ def test_rows_are_the_same_in_parts_of_any_size(
 ) -> None:
     clean, noisy = pair(texture(800, 300, 1), pattern, SHIFT, full_well=200.0)
     found = []
-    for rows in (1000, 40):
-        monkeypatch.setattr("safelight.pipelines.pairs.overlap.PART_ROWS", rows)
+    for rows in (1000, 64):
+        monkeypatch.setattr("safelight.pipelines.pairs.masks.PART_ROWS", rows)
         found.append(bits_of(clean, noisy, executor, method))
     np.testing.assert_array_equal(found[0], found[1])

@@ -20,23 +20,22 @@ from torch import Tensor
 from safelight.core.execute import Executor
 from safelight.core.kernel import Kernel
 from safelight.core.stream import TensorSink, TensorSource
-from safelight.formats.raw import PerColour, RawFrame
+from safelight.formats.raw import RawFrame
 from safelight.kernels.cfa import (
     Offset,
     Tile,
-    along,
     cell_origin,
     cell_side,
     grey,
+    light_cells,
     moved,
     nearest_lattice_shift,
-    normalise,
     phase_between,
     tile_of,
 )
 from safelight.kernels.exposure import PoissonGaussian, block_light, fit_poisson_gaussian, gain_between, offset_by_level
 from safelight.kernels.register import coarse_shift, despeckle, fine_shift, shared_variance, spectrum
-from safelight.pipelines.pairs.overlap import Levels, Overlap, PairRows, in_parts, levels_of, pair_cells
+from safelight.pipelines.pairs.overlap import BLACK, WHITE, Overlap, PairRows, levels_of, pair_cells
 
 Status = Literal["ok", "suspect", "failed"]
 Reason = Literal[
@@ -62,7 +61,7 @@ COARSE_PIXELS = 1_500_000
 """Most grey pixels of the first search; larger frames are binned further."""
 FINE_SIDE = 1024
 """Longest side, in cells, of the middle part from which the fine shift is found."""
-TILES, TILE_SIDE = 3, 512
+TILES, TILE_SIDE = 3, 256
 """Tiles along each axis, and their longest side in cells: their shifts' spread is the uncertainty."""
 BANDS, BAND_ROWS = 8, 32
 """How many bands of so many rows of tiles are sampled for the gain, the noise and the loss."""
@@ -257,9 +256,6 @@ class _MosaicRows:
     def shape(self) -> tuple[int, ...]:
         return (self.period, self.mosaic.shape[1] // self.period * self.period)
 
-    def part(self, start: int, stop: int) -> _MosaicRows:
-        return _MosaicRows(self.mosaic[start * self.period : stop * self.period], self.period)
-
     def read(self, start: int, stop: int) -> Tensor:
         rows = self.mosaic[start * self.period : stop * self.period, : self.shape[1]]
         return torch.from_numpy(np.ascontiguousarray(rows)).view(-1, *self.shape)
@@ -295,25 +291,20 @@ def _run(kernel: Kernel, values: Tensor, executor: Executor, keep: bool = False)
 
 
 def _grey(
-    frame: RawFrame, tile: Tile, origin: Offset, executor: Executor, limits: PerColour = (math.inf,) * 4
+    frame: RawFrame, tile: Tile, origin: Offset, executor: Executor, most: tuple[float, ...] | None = None
 ) -> Tensor:
-    """Return the grey image of a frame from a cell's first pixel on, raw values cut at limits, without hot pixels."""
-    function = partial(_grey_rows, tile=tile, black=frame.black, white=frame.white, limits=limits)
+    """Return the grey image of a frame from a cell's first pixel on, raw values cut, without hot pixels."""
     rows = _MosaicRows(frame.mosaic[origin[0] :, origin[1] :], len(tile))
-    kernel = Kernel("pair_grey", function, halo=1)
-    side = cell_side(tile)
-    image = torch.empty((rows.extent, len(tile) // side, rows.shape[1] // side))
-    for place, part in in_parts(kernel, rows.extent, rows.part, executor, GREY_ROWS):
-        image[place] = part
-    return image.flatten(0, 1)
+    constants = (levels_of(frame)[0], *(() if most is None else (torch.tensor(most),)))
+    kernel = Kernel("pair_grey", partial(_grey_rows, tile=tile), constants, halo=1)
+    sink = TensorSink(rows.extent)
+    executor.map(kernel, rows, sink, most_rows=GREY_ROWS)
+    return sink.result.flatten(0, 1)
 
 
-def _grey_rows(rows: Tensor, tile: Tile, black: PerColour, white: float, limits: PerColour) -> Tensor:
-    side = cell_side(tile)
-    if min(limits) < math.inf:
-        rows = torch.minimum(rows.to(torch.float32), along([[limits[colour] for colour in row] for row in tile], rows))
-    image = despeckle(grey(normalise(rows, tile, black, white).flatten(0, 1), side))
-    return image.view(len(rows), len(tile) // side, -1)
+def _grey_rows(rows: Tensor, levels: Tensor, most: Tensor | None = None, *, tile: Tile) -> Tensor:
+    image = despeckle(light_cells(rows, tile, levels[BLACK], levels[WHITE], most))
+    return image.view(len(rows), len(tile) // cell_side(tile), -1)
 
 
 def _bin_factor(shape: torch.Size) -> int:
@@ -376,7 +367,7 @@ def _fine_alike(
 ) -> _Fine | None:
     """Return the fine shift of frames that are cut at the same light: an edge that one frame clips, both have."""
     gains = (*gain, gain[1])
-    limits: list[list[float]] = [[], []]
+    cuts: list[list[float]] = [[], []]
     for colour in range(4):
         spans = [frame.white - frame.black[colour] for frame in (anchor.frame, target)]
         full = [
@@ -384,11 +375,11 @@ def _fine_alike(
             for frame, span in zip((anchor.frame, target), spans, strict=True)
         ]
         light = min(full[0], full[1] * gains[colour])
-        limits[0].append(anchor.frame.black[colour] + light * spans[0])
-        limits[1].append(target.black[colour] + light / gains[colour] * spans[1])
+        cuts[0].append(anchor.frame.black[colour] + light * spans[0])
+        cuts[1].append(target.black[colour] + light / gains[colour] * spans[1])
     images = [
-        _grey(frame, anchor.tile, start, executor, (cut[0], cut[1], cut[2], cut[3]))
-        for frame, start, cut in zip((anchor.frame, target), (anchor.origin, origin), limits, strict=True)
+        _grey(frame, anchor.tile, start, executor, tuple(cut))
+        for frame, start, cut in zip((anchor.frame, target), (anchor.origin, origin), cuts, strict=True)
     ]
     return _fine(images[0], images[1], coarse, executor)
 
@@ -434,16 +425,16 @@ def _overlap(
 def _sample(anchor: RawFrame, target: RawFrame, overlap: Overlap, executor: Executor) -> _Sampled:
     """Return gain, noise and loss from bands of rows, spread evenly."""
     bands = _Bands(PairRows.of(anchor, target, overlap))
-    function = partial(_band_cells, overlap=overlap, anchor=levels_of(anchor), target=levels_of(target))
+    constants = (levels_of(anchor, target), overlap.weights)
     sink = TensorSink(bands.extent)
-    executor.map(Kernel("pair_sample", function, alignment=1), bands, sink)
+    executor.map(Kernel("pair_sample", partial(_band_cells, tile=overlap.tile), constants, alignment=1), bands, sink)
     cells = sink.result.transpose(0, 1).flatten(1, 2)
     del sink
     first, second, usable = cells[:3], cells[3:6], cells[6:] > 0
     gains, together = _gains(first, second, usable)
     difference = second * gains.view(3, 1, 1) - first
     noise = tuple(_fit_noise(*colour) for colour in zip(first, difference, usable, strict=True))
-    loss = difference.abs()[usable].double().mean()
+    loss = (difference.abs() * usable).sum(dtype=torch.float64) / usable.sum().clamp(min=1)
     red, green, blue = gains.tolist()
     return _Sampled(
         float(usable.double().mean()),
@@ -476,22 +467,21 @@ def _offsets(first: Tensor, difference: Tensor, usable: Tensor) -> Tensor:
     return curves
 
 
-def _band_cells(bands: Tensor, overlap: Overlap, anchor: Levels, target: Levels) -> Tensor:
+def _band_cells(bands: Tensor, levels: Tensor, weights: Tensor, *, tile: Tile) -> Tensor:
     """Return (n, 9, cells down, cells across): colours of the anchor, of the target, and whether neither is clipped."""
-    context = CONTEXT * len(overlap.tile) // cell_side(overlap.tile)
-    cells = [torch.cat([part.float() for part in pair_cells(band, overlap, anchor, target)]) for band in bands]
-    return torch.stack(cells)[:, :, context:-context]
+    context = CONTEXT * len(tile) // cell_side(tile)
+    cells = torch.cat([part.float() for part in pair_cells(bands.flatten(0, 1), levels, weights, tile)])
+    return cells.view(len(cells), len(bands), -1, cells.shape[2]).transpose(0, 1)[:, :, context:-context]
 
 
 def _fit_noise(level: Tensor, difference: Tensor, usable: Tensor) -> PoissonGaussian:
     """Fit the noise to differences between neighbours, in which what moved slowly cancels."""
-    inside = usable[:, 1:] & usable[:, :-1]
-    step = (difference[:, 1:] - difference[:, :-1])[inside] / math.sqrt(2)
-    levels = (0.5 * (level[:, 1:] + level[:, :-1]))[inside]
-    if len(step) == 0:
-        return PoissonGaussian(0.0, 1.0)
-    every = -(-len(step) // NOISE_SAMPLES)
-    return fit_poisson_gaussian(levels[::every], step[::every])
+    every = max(1, level.numel() // NOISE_SAMPLES)
+    columns = [slice(first, level.shape[1] - 1 + first, every) for first in (0, 1)]
+    inside = usable[:, columns[0]] & usable[:, columns[1]]
+    step = (difference[:, columns[1]] - difference[:, columns[0]])[inside] / math.sqrt(2)
+    levels = 0.5 * (level[:, columns[1]] + level[:, columns[0]])[inside]
+    return fit_poisson_gaussian(levels, step) if len(step) else PoissonGaussian(0.0, 1.0)
 
 
 def _judge(uncertainty: float, correlation: float, sampled: _Sampled) -> tuple[Status, Reason | None]:

@@ -23,7 +23,7 @@ from safelight.core.files import atomic_write
 from safelight.formats.raw import RawFrame, read_raw
 from safelight.kernels.cfa import Offset, Tile, interpolate_colours, moved, normalise, pack, phase_between, tile_of
 from safelight.pipelines.pairs.options import CropFormat
-from safelight.pipelines.pairs.overlap import Overlap
+from safelight.pipelines.pairs.overlap import Overlap, levels_of
 
 RGGB: Tile = ((0, 1), (3, 2))
 XTRANS: Tile = (
@@ -197,7 +197,8 @@ def rec2020_from_camera(rgb_xyz_matrix: NDArray[np.float64]) -> NDArray[np.float
 
 def _normalised(mosaic: NDArray[np.uint16], frame: RawFrame, tile: Tile) -> Tensor:
     rows = torch.from_numpy(np.ascontiguousarray(mosaic)).view(-1, len(tile), mosaic.shape[1])
-    return normalise(rows, tile, frame.black, frame.white)
+    black, white, _ = levels_of(frame)[0]
+    return normalise(rows, tile, black, white)
 
 
 def _write_npz(path: Path, mosaic: NDArray[np.uint16], frame: RawFrame, tile: Tile) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,10 +13,10 @@ from torch import Tensor
 
 from safelight.core.execute import Executor
 from safelight.core.kernel import Kernel
-from safelight.core.stream import TensorSource
-from safelight.formats.raw import PerColour, RawFrame
-from safelight.kernels.cfa import Tile, along, cell_side, interpolate_colours, normalise
-from safelight.kernels.exposure import at_level
+from safelight.core.stream import TensorSink, TensorSource
+from safelight.formats.raw import RawFrame
+from safelight.kernels.cfa import Tile, cell_side, interpolate_colours, normalise
+from safelight.kernels.exposure import PoissonGaussian, at_even_levels, at_level
 from safelight.kernels.loss_mask import (
     CLIPPED_ANCHOR,
     CLIPPED_TARGET,
@@ -31,15 +30,30 @@ from safelight.kernels.loss_mask import (
     local_range,
     moved_pixels,
     opened,
+    shift_weights,
 )
 from safelight.pipelines.pairs.alignment import Anchor, PairAlignment
-from safelight.pipelines.pairs.overlap import Levels, Overlap, PairRows, in_parts, levels_of, pair_cells
+from safelight.pipelines.pairs.overlap import (
+    BLACK,
+    WHITE,
+    Overlap,
+    PairRows,
+    is_clipped,
+    levels_of,
+    pair_cells,
+)
 
 MaskMethod = Literal["noise", "upstream"]
 
 LOSS_QUANTILE = 0.9999
 """Upstream rejects at least the worst pixels above this quantile of the loss."""
+PART_ROWS = 128
+"""Rows of tiles that are enough at once: they stay in a cache."""
+OFFSET_LEVELS = 1024
+"""How finely the offset by level is told."""
 _COUNTED_ROWS = 1024
+_WHOLE_REACH = 4
+"""Pixels by which the nearest whole shift and the lattice shift differ at most, rounding included."""
 _CELLS_HALO = 5
 """Further rows of context: 2 for what the shift has beyond the lattice shift, 1 for texture, 2 for the opening."""
 
@@ -82,94 +96,97 @@ def mask(
     if overlap is None:
         return PairMask(bits, 0.0)
     (y, x), (height, width) = overlap.target, overlap.shape
-    rows = PairRows.of(anchor.frame, target, overlap)
-    clipping = (anchor.frame.clipping, target.clipping)
-    clipped = Kernel("pair_clipped", partial(clipped_rows, tile=overlap.tile, clipping=clipping))
     inside = bits[y : y + height, x : x + width]
-    inside[:] = 0
-    _add(inside, in_parts(clipped, rows.extent, rows.part, executor))
-    if alignment.status == "failed":
-        inside |= MOVED
-    else:
-        find = _moved_by_noise if method == "noise" else _moved_by_loss
-        _add(inside, find(rows, levels_of(anchor.frame), levels_of(target), alignment, overlap, executor))
-    return PairMask(bits, 1 - np.count_nonzero(inside) / inside.size)
+    inside[:] = MOVED if alignment.status == "failed" else 0
+    rows = PairRows.of(anchor.frame, target, overlap)
+    levels = levels_of(anchor.frame, target)
+    sink = _BitSink(inside)
+    if method == "noise" and alignment.status != "failed":
+        executor.map(_noise_kernel(levels, alignment, overlap), rows, sink, most_rows=PART_ROWS)
+        return PairMask(bits, _usable(inside))
+    clipped = Kernel("pair_clipped", partial(clipped_rows, tile=overlap.tile), (levels,))
+    executor.map(clipped, rows, sink, most_rows=PART_ROWS)
+    if alignment.status != "failed":
+        _mark_lost(rows, sink, levels, alignment, overlap, executor)
+    return PairMask(bits, _usable(inside))
 
 
-def _add(bits: NDArray[np.uint8], found: Iterable[tuple[slice, Tensor]]) -> None:
-    """Set bits that were found, by rows of tiles."""
-    for rows, part in found:
-        period = part.shape[1]
-        bits[rows.start * period : rows.stop * period] |= part.flatten(0, 1).numpy()
+@dataclass(frozen=True, eq=False)
+class _BitSink:
+    """Adds bits to those of a mask, (height, width) uint8, by rows of tiles."""
+
+    bits: NDArray[np.uint8]
+
+    def write(self, start: int, stop: int, result: Tensor) -> None:
+        period = result.shape[1]
+        self.bits[start * period : stop * period] |= result.flatten(0, 1).numpy()
 
 
-def clipped_rows(rows: Tensor, tile: Tile, clipping: tuple[PerColour, PerColour]) -> Tensor:
+def _usable(inside: NDArray[np.uint8]) -> float:
+    return 1 - np.count_nonzero(inside) / inside.size
+
+
+def clipped_rows(rows: Tensor, levels: Tensor, *, tile: Tile) -> Tensor:
     """Return the bits of clipped sites, (n, period, width) uint8, of ``PairRows``."""
-    bits = torch.zeros_like(rows[:, 0], dtype=torch.uint8)
-    for frame, bit in enumerate((CLIPPED_ANCHOR, CLIPPED_TARGET)):
-        raw = rows[:, frame].to(torch.float32)
-        level = along([[clipping[frame][colour] for colour in row] for row in tile], raw)
-        bits += bit * (raw >= level).to(torch.uint8)
-    return bits
+    anchor, target = (is_clipped(rows[:, frame], levels[frame], tile).to(torch.uint8) for frame in (0, 1))
+    return CLIPPED_ANCHOR * anchor + CLIPPED_TARGET * target
 
 
-def _moved_by_noise(
-    rows: PairRows, anchor: Levels, target: Levels, alignment: PairAlignment, overlap: Overlap, executor: Executor
-) -> Iterator[tuple[slice, Tensor]]:
-    function = partial(_noise_rows, anchor=anchor, target=target, alignment=alignment, overlap=overlap)
-    kernel = Kernel("pair_mask_noise", function, halo=HALO + _CELLS_HALO)
-    return in_parts(kernel, rows.extent, rows.part, executor)
+def _noise_kernel(levels: Tensor, alignment: PairAlignment, overlap: Overlap) -> Kernel:
+    """Return the kernel of a mask that compares with the noise; what changes from pair to pair are its constants."""
+    noise = torch.tensor([[fit.slope, fit.floor] for fit in alignment.noise])
+    curves = torch.stack([at_even_levels(curve, OFFSET_LEVELS) for curve in alignment.offsets])
+    constants = (levels, overlap.weights, torch.tensor(alignment.rgb_gain), noise, curves)
+    return Kernel("pair_mask_noise", partial(_noise_rows, tile=overlap.tile), constants, halo=HALO + _CELLS_HALO)
 
 
-def _noise_rows(rows: Tensor, anchor: Levels, target: Levels, alignment: PairAlignment, overlap: Overlap) -> Tensor:
-    first, second, usable = pair_cells(rows, overlap, anchor, target)
-    for colour, gain in enumerate(alignment.rgb_gain):
-        second[colour] *= gain
-    missed = torch.zeros_like(usable[0], dtype=first.dtype)
+def _noise_rows(
+    rows: Tensor, levels: Tensor, weights: Tensor, gain: Tensor, noise: Tensor, curves: Tensor, *, tile: Tile
+) -> Tensor:
+    first, second, usable = pair_cells(rows, levels, weights, tile)
+    missed = torch.zeros_like(first[0])
     texture = local_range(first).mul_(TEXTURE)
-    for colour, (noise, curve) in enumerate(zip(alignment.noise, alignment.offsets.to(rows.device), strict=True)):
-        sigma = noise.variance(first[colour]).sqrt_()
-        second[colour].sub_(first[colour]).sub_(at_level(curve, first[colour])).div_(sigma)
+    for colour, (slope, floor) in enumerate(noise):
+        sigma = PoissonGaussian(slope, floor).variance(first[colour]).sqrt_()
+        second[colour].mul_(gain[colour]).sub_(first[colour]).sub_(at_level(curves[colour], first[colour])).div_(sigma)
         missed = torch.maximum(missed, texture[colour].div_(sigma))
-    moved = moved_pixels(second, missed, usable.all(0))
-    return _bits(~opened(~moved), rows, cell_side(overlap.tile))
+    kept = opened(~moved_pixels(second, missed, usable.all(0)))
+    return clipped_rows(rows, levels, tile=tile).add_(_of_sites(~kept, rows, cell_side(tile)), alpha=MOVED)
 
 
-def _bits(moved: Tensor, rows: Tensor, side: int) -> Tensor:
-    """Return the bits of moved cells for every site of rows of tiles."""
-    bits = MOVED * moved.to(torch.uint8)
-    sites = bits.repeat_interleave(side, 0).repeat_interleave(side, 1)
+def _of_sites(moved: Tensor, rows: Tensor, side: int) -> Tensor:
+    """Return what is said of cells for every site of rows of tiles, as 0 and 1."""
+    sites = moved.to(torch.uint8).repeat_interleave(side, 0).repeat_interleave(side, 1)
     return sites.view(rows.shape[0], *rows.shape[-2:])
 
 
-def _moved_by_loss(
-    rows: PairRows, anchor: Levels, target: Levels, alignment: PairAlignment, overlap: Overlap, executor: Executor
-) -> Iterator[tuple[slice, Tensor]]:
-    whole, lattice = alignment.shift_integer, alignment.shift_lattice
-    residual = (whole[0] - lattice[0], whole[1] - lattice[1])
-    function = partial(
-        _loss_rows, tile=overlap.tile, anchor=anchor, target=target, gain=alignment.raw_gain, residual=residual
-    )
-    loss = torch.empty((rows.extent, *rows.shape[1:]), dtype=torch.float16)
-    for place, part in in_parts(Kernel("pair_loss", function, halo=2), rows.extent, rows.part, executor):
-        loss[place] = part
-    limit = min(LARGEST_LOSS, _quantile(loss, LOSS_QUANTILE))
-    kernel = Kernel("pair_mask_loss", partial(_over, limit=limit), halo=2)
-    return in_parts(kernel, len(loss), lambda start, stop: TensorSource(loss[start:stop]), executor)
-
-
-def _loss_rows(
-    rows: Tensor, tile: Tile, anchor: Levels, target: Levels, gain: float, residual: tuple[int, int]
-) -> Tensor:
-    colours = [
-        interpolate_colours(normalise(rows[:, frame].to(torch.float32), tile, black, white), tile)
-        for frame, (black, white, _) in enumerate((anchor, target))
+def _mark_lost(
+    rows: PairRows, sink: _BitSink, levels: Tensor, alignment: PairAlignment, overlap: Overlap, executor: Executor
+) -> None:
+    """Mark what upstream's mask leaves out: the loss must be known everywhere before its limit is."""
+    residual = [
+        whole - lattice for whole, lattice in zip(alignment.shift_integer, alignment.shift_lattice, strict=True)
     ]
-    loss = gamma_loss(between(colours[0], residual), gain * colours[1])
+    weights = shift_weights((residual[0], residual[1]), _WHOLE_REACH)
+    function = partial(_loss_rows, tile=overlap.tile)
+    loss = TensorSink(rows.extent)
+    kernel = Kernel("pair_loss", function, (levels, weights, torch.tensor(alignment.raw_gain)), halo=2)
+    executor.map(kernel, rows, loss, most_rows=PART_ROWS)
+    limit = torch.tensor(min(LARGEST_LOSS, _quantile(loss.result, LOSS_QUANTILE)))
+    over = Kernel("pair_mask_loss", _over, (limit,), halo=2)
+    executor.map(over, TensorSource(loss.result), sink, most_rows=PART_ROWS)
+
+
+def _loss_rows(rows: Tensor, levels: Tensor, weights: Tensor, gain: Tensor, *, tile: Tile) -> Tensor:
+    anchor, target = (
+        interpolate_colours(normalise(rows[:, frame], tile, levels[frame, BLACK], levels[frame, WHITE]), tile)
+        for frame in (0, 1)
+    )
+    loss = gamma_loss(between(anchor, weights), target.mul_(gain))
     return loss.to(torch.float16).view(rows.shape[0], *rows.shape[-2:])
 
 
-def _over(loss: Tensor, limit: float) -> Tensor:
+def _over(loss: Tensor, limit: Tensor) -> Tensor:
     """Return the bits of what is lost to the limit, and to the opening of the rest."""
     kept = opened(loss.flatten(0, 1) < limit)
     return MOVED * (~kept).to(torch.uint8).view(loss.shape)

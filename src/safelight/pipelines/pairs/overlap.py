@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,18 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from safelight.core.execute import Executor
-from safelight.core.kernel import Kernel
-from safelight.core.stream import Source, TensorSink
-from safelight.formats.raw import PerColour, RawFrame
-from safelight.kernels.cfa import Offset, Tile, along, colour_cells, normalise
-from safelight.kernels.loss_mask import between
+from safelight.formats.raw import RawFrame
+from safelight.kernels.cfa import Offset, Tile, any_in_cells, at_sites, colour_cells
+from safelight.kernels.loss_mask import between, shift_weights
 
-PART_ROWS = 128
-"""Rows of tiles that are computed at once."""
-
-Levels = tuple[PerColour, float, PerColour]
-"""Black by colour, white, clipping by colour."""
+BLACK, WHITE, CLIPPING = 0, 1, 2
+"""Which levels are where in ``levels_of``."""
+_REACH = 1
+"""Cells by which the true shift and the lattice shift differ at most: half the way to the next ones."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,11 @@ class Overlap:
     target: Offset
     shape: tuple[int, int]
     residual: tuple[float, float]
+
+    @property
+    def weights(self) -> Tensor:
+        """How cells of the anchor are interpolated to the place of the target's."""
+        return shift_weights(self.residual, _REACH)
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,6 @@ class PairRows:
         """Shape of a row of tiles."""
         return (2, self.period, self.anchor.shape[1])
 
-    def part(self, start: int, stop: int) -> PairRows:
-        """Return some rows of tiles alone."""
-        rows = slice(start * self.period, stop * self.period)
-        return PairRows(self.anchor[rows], self.target[rows], self.period)
-
     def read(self, start: int, stop: int) -> Tensor:
         """Return rows of tiles of both frames."""
         rows = slice(start * self.period, stop * self.period)
@@ -94,60 +89,37 @@ class PairRows:
         return torch.from_numpy(np.stack(parts, axis=1))
 
 
-def in_parts(
-    kernel: Kernel, extent: int, part: Callable[[int, int], Source], executor: Executor, rows: int | None = None
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield which rows and what a kernel makes of them, on the CPU, a part at a time.
-
-    The executor fills whatever memory there is; large frames are not to take more than a few times their own size.
-
-    Parameters
-    ----------
-    kernel : Kernel
-    extent : int
-        Rows in all.
-    part : callable
-        ``(start, stop) -> Source`` of these rows alone.
-    executor : Executor
-    rows : int, optional
-        Rows of a part, ``PART_ROWS`` by default. Every part is planned anew, which takes some milliseconds.
-    """
-    rows = rows or PART_ROWS
-    for start in range(0, extent, rows):
-        stop = min(start + rows, extent)
-        first, last = max(start - kernel.halo, 0), min(stop + kernel.halo, extent)
-        sink = TensorSink(last - first)
-        executor.map(kernel, part(first, last), sink)
-        yield slice(start, stop), sink.result[start - first : stop - first]
+def levels_of(*frames: RawFrame) -> Tensor:
+    """Return what the raw values of frames mean: (frames, 3, 4), black, white and clipping of each colour."""
+    return torch.tensor([[frame.black, (frame.white,) * 4, frame.clipping] for frame in frames])
 
 
-def levels_of(frame: RawFrame) -> Levels:
-    """Return what a frame's raw values mean."""
-    return frame.black, frame.white, frame.clipping
-
-
-def pair_cells(rows: Tensor, overlap: Overlap, anchor: Levels, target: Levels) -> tuple[Tensor, Tensor, Tensor]:
+def pair_cells(rows: Tensor, levels: Tensor, weights: Tensor, tile: Tile) -> tuple[Tensor, Tensor, Tensor]:
     """Return the colours of both frames' cells, the anchor's moved to the target's place.
 
     Parameters
     ----------
     rows : Tensor
         (n, 2, period, width), from ``PairRows``.
-    overlap : Overlap
-    anchor, target : tuple
-        Levels of either frame.
+    levels : Tensor
+        Of anchor and target, from ``levels_of``.
+    weights : Tensor
+        Of what the true shift has beyond the lattice shift, from ``Overlap.weights``.
+    tile : Tile
 
     Returns
     -------
     tuple of Tensor
         (3, cells down, cells across) each: anchor, target, and whether neither is clipped.
     """
-    tile = overlap.tile
-    images, full = [], []
-    for frame, (black, white, clipping) in enumerate((anchor, target)):
-        raw = rows[:, frame].to(torch.float32)
-        images.append(colour_cells(normalise(raw, tile, black, white), tile))
-        level = along([[clipping[colour] for colour in row] for row in tile], raw)
-        full.append(colour_cells((raw >= level).to(torch.float32), tile))
-    first, clipped = between(images[0], overlap.residual), between(full[0], overlap.residual)
-    return first, images[1], (clipped + full[1]) == 0
+    anchor, target = (
+        colour_cells(rows[:, frame], tile, levels[frame, BLACK], levels[frame, WHITE]) for frame in (0, 1)
+    )
+    full, full_target = (any_in_cells(is_clipped(rows[:, frame], levels[frame], tile), tile) for frame in (0, 1))
+    clipped = between(full.to(levels.dtype), weights) > 0
+    return between(anchor, weights), target, ~(clipped | full_target)
+
+
+def is_clipped(rows: Tensor, levels: Tensor, tile: Tile) -> Tensor:
+    """Return which sites of a frame are clipped, of the shape of its rows of tiles."""
+    return rows.to(levels.dtype) >= at_sites(levels[CLIPPING], tile, rows.shape[-1])

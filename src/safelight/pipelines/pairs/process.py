@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from PIL import Image
 
 from safelight.core.errors import InputError, NothingToDoError, SafelightError
 from safelight.core.events import Event, Severity, Value
-from safelight.core.execute import Executor
 from safelight.core.files import atomic_write
 from safelight.core.pipeline import Context, Item, Record
 from safelight.formats.raw import RawFrame
@@ -44,9 +43,6 @@ MASKS = "masks"
 PREVIEWS = "previews"
 ANCHORS_BYTES = 400_000_000
 """Most bytes of ground truths held at once; more of them take turns, and the noisy frames are decoded again."""
-
-WORKING_BYTES = 128_000_000
-"""Most bytes that a computation takes besides the frames: a few rows at once are enough, and not slower."""
 
 _ANCHOR_COPIES = 2
 """A prepared ground truth takes its mosaic, its grey image and its spectrum: about twice the mosaic."""
@@ -103,7 +99,6 @@ def pair_scene(item: Item, options: RunOptions, context: Context, _: object) -> 
     Ground truths are decoded once, noisy frames once for all ground truths that memory holds at a time.
     """
     scene: Scene = item.payload
-    context = replace(context, executor=_sparing(context, options))
     work = _SceneWork(scene, options, context, settings_digest(RUN.options_of_result(options)))
     total = len(scene.gt) * len(scene.noisy)
     for group in _groups(scene.gt):
@@ -156,14 +151,6 @@ def missed_checks(records: Sequence[Record]) -> list[Mapping[str, Value]]:
         for one in details
         if one["left_out"]
     ]
-
-
-def _sparing(context: Context, options: RunOptions) -> Executor:
-    """Return an executor that takes little memory, whatever there is; what it measures is recorded all the same."""
-    most = min(context.executor.budget.bytes, WORKING_BYTES)
-    executor = Executor.from_options(context.device, options.model_copy(update={"memory_limit": most}), context.events)
-    executor.measured = context.executor.measured
-    return executor
 
 
 def _groups(files: Sequence[FrameFile]) -> Iterator[list[FrameFile]]:
