@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from safelight.core.pipeline import Command, Pipeline, deferred
-from safelight.pipelines.mesh.options import ConvertOptions, PredictOptions, RefineOptions, RenderOptions, TestOptions
+from safelight.pipelines.mesh.options import (
+    ConvertOptions,
+    PredictOptions,
+    RefineOptions,
+    RenderOptions,
+    TestOptions,
+    TrainOptions,
+)
 
 _ROOM = "safelight.pipelines.mesh"
 
@@ -21,6 +28,7 @@ PREDICT = Command(
     find_items=deferred(f"{_ROOM}.items:find_sample"),
     prepare=deferred(f"{_ROOM}.process:load_model"),
     process=deferred(f"{_ROOM}.process:predict"),
+    plan=deferred(f"{_ROOM}.process:plan_predict"),
     report=deferred(f"{_ROOM}.report:write_report"),
     positional=(),
 )
@@ -36,6 +44,7 @@ REFINE = Command(
     find_items=deferred(f"{_ROOM}.items:find_sample"),
     prepare=deferred(f"{_ROOM}.process:load_model"),
     process=deferred(f"{_ROOM}.process:refine"),
+    plan=deferred(f"{_ROOM}.process:plan_refine"),
     report=deferred(f"{_ROOM}.report:write_report"),
 )
 
@@ -53,9 +62,29 @@ TEST = Command(
     find_items=deferred(f"{_ROOM}.dataset:find_objects"),
     prepare=deferred(f"{_ROOM}.testing:load_model"),
     process=deferred(f"{_ROOM}.testing:test"),
+    plan=deferred(f"{_ROOM}.testing:plan"),
     finish=deferred(f"{_ROOM}.testing:summarise"),
     report=deferred(f"{_ROOM}.report:write_report"),
     positional=(),
+)
+
+TRAIN = Command(
+    name="train",
+    help="""Train one stage as published, or go on with a training that was stopped: coarse first, then refine.
+
+    The folder then holds the weights that did best on the validation's objects, the last ones, and a report. 'mesh
+    render' makes a data set from meshes.
+
+    Example: safelight mesh train coarse --data rendered --out mesh_coarse --steps 2000
+    """,
+    Options=TrainOptions,
+    folder=TrainOptions.run_folder,
+    find_items=deferred(f"{_ROOM}.items:find_training_set"),
+    process=deferred(f"{_ROOM}.train:train"),
+    plan=deferred(f"{_ROOM}.train:plan"),
+    report=deferred(f"{_ROOM}.report:write_report"),
+    positional=("stage",),
+    without_result=frozenset({"data", "validation_data"}),
 )
 
 CONVERT = Command(
@@ -88,5 +117,5 @@ RENDER = Command(
 PIPELINE = Pipeline(
     name="mesh",
     help="Turn photographs with known cameras into a mesh (Pixel2Mesh++).",
-    commands=(PREDICT, TEST, REFINE, CONVERT, RENDER),
+    commands=(PREDICT, TEST, TRAIN, REFINE, CONVERT, RENDER),
 )

@@ -1,4 +1,4 @@
-"""What one item is: the views of one object with their cameras; for conversion, a checkpoint."""
+"""What one item is: the views of one object with their cameras, a data set to train on, a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 from safelight.core.errors import InputError
 from safelight.core.pipeline import Found, Item
-from safelight.pipelines.mesh.options import MESH_SUFFIXES, ConvertOptions, ViewOptions
+from safelight.pipelines.mesh.dataset import Rendered, find_objects
+from safelight.pipelines.mesh.options import MESH_SUFFIXES, ConvertOptions, TrainOptions, ViewOptions
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,47 @@ class Sample:
     views: tuple[Path, ...]
     cameras: Path
     mesh: Path | None = None
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a stage is trained on.
+
+    Parameters
+    ----------
+    objects : tuple of Rendered
+    watching : tuple of Rendered
+        Those that tell which weights are best; empty where none were named.
+    """
+
+    objects: tuple[Rendered, ...]
+    watching: tuple[Rendered, ...]
+
+
+def find_training_set(options: TrainOptions) -> Found:
+    """Return the data set to train on: one item, whose objects are read while training goes on.
+
+    Raises
+    ------
+    InputError
+        A file of weights or a template does not exist, or there are no objects for the validation.
+    """
+    files = [path for path in (options.coarse, options.weights, options.template) if path is not None]
+    for path in files:
+        if not path.is_file():
+            raise InputError("there is no such file", path=path)
+    found, watching = find_objects(options), Found(())
+    if options.validation_data is not None:
+        watching = find_objects(options.model_copy(update={"data": options.validation_data}))
+        if not watching.items:
+            raise InputError("none of its objects can be used", path=options.validation_data)
+    refused = (*found.refused, *watching.refused)
+    if not found.items:
+        return Found((), refused)
+    data = TrainingSet(*(tuple(item.payload for item in part.items) for part in (found, watching)))
+    # Lists alone stand for the data: taking digests of hundreds of gigabytes would take hours.
+    lists = [path for path in (options.data, options.validation_data) if path is not None and path.is_file()]
+    return Found((Item(options.stage, (*files, *lists), data),), refused)
 
 
 def find_sample(options: ViewOptions) -> Found:

@@ -1,4 +1,4 @@
-"""The report: the mesh's outline over each photograph."""
+"""The report: the mesh's outline over each photograph, and how a training went."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from safelight.core import report as frame
 from safelight.core.files import inside
+from safelight.pipelines.mesh.curves import draw_curves
 
 
 def write_report(folder: Path, document: Mapping[str, Any]) -> Path:
@@ -25,13 +26,29 @@ def write_report(folder: Path, document: Mapping[str, Any]) -> Path:
     OutputError
         The report cannot be written.
     """
+    language = frame.report_language(document)
     items = [
         {**item, "views": [_shown(folder, view) for view in item["details"]["views"]]}
         for item in document["items"]
         if "views" in item["details"]
     ]
-    return frame.write_report(folder, document, "safelight.pipelines.mesh", items=items)
+    trainings = [_training(folder, item, language) for item in document["items"] if "curve" in item["details"]]
+    return frame.write_report(folder, document, "safelight.pipelines.mesh", items=items, trainings=trainings)
 
 
 def _shown(folder: Path, view: Mapping[str, Any]) -> dict[str, Any]:
     return {**view, "url": frame.data_url(inside(folder, view["picture"]).read_bytes())}
+
+
+def _training(folder: Path, item: Mapping[str, Any], language: str) -> dict[str, Any]:
+    """Return what is shown of a training: its curves, and one object beside the truth."""
+    details = item["details"]
+    beside = [
+        {
+            **_shown(folder, pictures["view"]),
+            **{kind: frame.data_url(inside(folder, pictures[kind]).read_bytes()) for kind in ("mesh", "truth")},
+        }
+        for pictures in details["beside"]
+    ]
+    curves = [frame.data_url(curve) for curve in draw_curves(details["curve"], language)]
+    return {**item, "object": details["object"], "beside": beside, "curves": curves, "curve": details["curve"]}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from safelight.pipelines.mesh.cameras import Cameras
 from safelight.pipelines.mesh.losses import COARSE_WEIGHTS, REFINE_WEIGHTS, LossWeights
 from safelight.pipelines.mesh.model import COARSE, REFINE, Model
-from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork, Variant, unpool
+from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork, unpool
 from safelight.pipelines.mesh.template import Template
+from safelight.pipelines.mesh.variant import Variant
 
 GRAPH_DECAY = 5e-6
 CONVOLUTION_DECAY = 0.3 * 1e-5
@@ -22,11 +24,17 @@ CONVOLUTION_DECAY = 0.3 * 1e-5
 
 Blocks = list[tuple[Tensor, Tensor]]
 """Where each block of a network found the vertices, and where it moved them, (samples, vertices, 3) each."""
-NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
-class Stage(Protocol):
-    """A network being trained.
+class Stage(nn.Module, ABC):
+    """A network being trained: gives ``Blocks`` for (samples, views, 3, 224, 224) images and their cameras.
+
+    Parameters
+    ----------
+    network : Module
+        Copied: it stays as it is.
+    template : Template
+        Whose vertices the meshes have.
 
     Attributes
     ----------
@@ -34,46 +42,38 @@ class Stage(Protocol):
     weights : LossWeights
     levels : tuple of int
         Of the template, that the blocks give.
-    network : Module
-    template : Template
     """
 
-    name: str
-    weights: LossWeights
-    levels: tuple[int, ...]
+    name: ClassVar[str]
+    weights: ClassVar[LossWeights]
+    levels: ClassVar[tuple[int, ...]]
     network: nn.Module
-    template: Template
 
-    def __call__(self, images: Tensor, cameras: Cameras) -> Blocks:
-        """Return what the blocks do with (samples, views, 3, 224, 224) images."""
-        ...
+    def __init__(self, network: nn.Module, template: Template) -> None:
+        super().__init__()
+        self.network, self.template = copy.deepcopy(network), template
 
-    def to(self, device: torch.device) -> Self:
-        """Move the stage to a device."""
-        ...
-
-    def model(self, weights: Mapping[str, Tensor], focal: float) -> Model:
+    @abstractmethod
+    def model(self, focal: float) -> Model:
         """Return what a file of weights holds of it."""
-        ...
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Self:
+        """Return a copy on the CPU whose network has other weights."""
+        other = copy.deepcopy(self).cpu()
+        other.network.load_state_dict(dict(weights))
+        return other
 
 
-class CoarseStage(nn.Module):
-    """The coarse network: three blocks, from the template on.
-
-    Parameters
-    ----------
-    network : CoarseNetwork
-        Copied: it stays as it is.
-    template : Template
-    """
+class CoarseStage(Stage):
+    """The coarse network: three blocks, from the template on."""
 
     name, weights, levels = COARSE, COARSE_WEIGHTS, (0, 1, 2)
+    network: CoarseNetwork
     edges1: Tensor
     edges2: Tensor
 
     def __init__(self, network: CoarseNetwork, template: Template) -> None:
-        super().__init__()
-        self.network, self.template = copy.deepcopy(network), template
+        super().__init__(network, template)
         for number, level in enumerate(template.levels[:-1], start=1):
             self.register_buffer(f"edges{number}", torch.from_numpy(level.edges), persistent=False)
 
@@ -83,18 +83,17 @@ class CoarseStage(nn.Module):
         first = self.network.coordinates.expand(len(images), -1, -1)
         return [(first, one), (unpool(one, self.edges1), two), (unpool(two, self.edges2), three)]
 
-    def model(self, weights: Mapping[str, Tensor], focal: float) -> Model:
+    def model(self, focal: float) -> Model:
         """Return what a file of weights holds of it."""
-        return Model(focal, coarse=_with(self.network, weights), template=self.template)
+        return Model(focal, coarse=self.network, template=self.template)
 
 
-class RefineStage(nn.Module):
+class RefineStage(Stage):
     """The refining network: two blocks, from the coarse mesh on.
 
     Parameters
     ----------
     network : RefineNetwork
-        Copied: it stays as it is.
     coarse : CoarseNetwork
         Makes the meshes to refine, and is not trained.
     template : Template
@@ -102,22 +101,22 @@ class RefineStage(nn.Module):
     """
 
     name, weights, levels = REFINE, REFINE_WEIGHTS, (2, 2)
+    network: RefineNetwork
 
     def __init__(self, network: RefineNetwork, coarse: CoarseNetwork, template: Template) -> None:
-        super().__init__()
-        self.network, self.template = copy.deepcopy(network), template
+        super().__init__(network, template)
         self.coarse = copy.deepcopy(coarse)
 
     def forward(self, images: Tensor, cameras: Cameras) -> Blocks:
         """Refine the coarse meshes."""
         with torch.no_grad():
             points = self.coarse(images, cameras)[-1].float()
-        first, second = self.network(points, self.network.maps(images), cameras)
-        return [(points, first.float()), (first.float(), second.float())]
+        first, second = (moved.float() for moved in self.network(points, self.network.maps(images), cameras))
+        return [(points, first), (first, second)]
 
-    def model(self, weights: Mapping[str, Tensor], focal: float) -> Model:
+    def model(self, focal: float) -> Model:
         """Return what a file of weights holds of it."""
-        return Model(focal, refine=_with(self.network, weights))
+        return Model(focal, refine=self.network)
 
 
 def start_coarse(template: Template, variant: Variant, seed: int) -> CoarseNetwork:
@@ -159,10 +158,3 @@ def _start_encoder(encoder: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
-
-
-def _with(network: NetworkT, weights: Mapping[str, Tensor]) -> NetworkT:
-    """Return a copy of a network on the CPU with other weights."""
-    other = copy.deepcopy(network).cpu()
-    other.load_state_dict(dict(weights))
-    return other.eval()

@@ -22,7 +22,7 @@ from safelight.pipelines.mesh.examples import Examples, read_example
 from safelight.pipelines.mesh.footprint import plan_step
 from safelight.pipelines.mesh.losses import SURFACE_SAMPLES, TERMS, Joints, block_losses
 from safelight.pipelines.mesh.metrics import compare
-from safelight.pipelines.mesh.model import COARSE, REFINE, Model
+from safelight.pipelines.mesh.model import COARSE, REFINE
 from safelight.pipelines.mesh.stages import Blocks, Stage, decayed
 
 PUBLISHED_EPOCHS = {COARSE: 50, REFINE: 10}
@@ -75,8 +75,8 @@ class Curve:
 class Trained:
     """The stage after the last step, and with the smallest Chamfer distance, and how training went."""
 
-    last: Model
-    best: Model
+    last: Stage
+    best: Stage
     curve: Curve
 
 
@@ -185,8 +185,8 @@ class Training:
                     on_look(self.curve)
                 if looked or kept.is_due():
                     kept.save(self._state())
-        last = self._weights()
-        return Trained(self._stage.model(last, self._focal), self._stage.model(self._best, self._focal), self.curve)
+        last, best = (self._stage.with_weights(weights) for weights in (self._weights(), self._best))
+        return Trained(last, best, self.curve)
 
     def _do_step(self) -> None:
         examples = self._read([self._objects[number] for number in self._numbers()])
