@@ -43,6 +43,15 @@ def test_measured_values_are_kept_to_the_bit(pattern: Pattern) -> None:
     torch.testing.assert_close(kept, mosaic, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("pixels", [1, 90])
+def test_blocks_of_any_size_give_the_same_bits(pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    mosaic = 100 + torch.rand((13, 20), generator=torch.Generator().manual_seed(0))
+    mosaic[6, 7] = mosaic[7, 3] = torch.nan
+    whole = demosaic(mosaic, "GRBG")
+    monkeypatch.setattr("safelight.kernels.demosaic.BLOCK_PIXELS", pixels)
+    torch.testing.assert_close(demosaic(mosaic, "GRBG"), whole, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("rows", [8, 9])
 def test_a_flipped_image_has_the_flipped_pattern(pattern: Pattern, rows: int) -> None:

@@ -19,6 +19,9 @@ COLOURS = "RGB"
 HALO = 1
 """Rows of context that a row needs."""
 
+BLOCK_PIXELS = 1 << 16
+"""Pixels that are computed at a time: what a processor's cache holds, whatever the size of the frame."""
+
 # Along each axis. Their product weighs by distance: red and blue lie on a grid of 2, green on the diagonals between.
 _WEIGHTS = (0.5, 1.0, 0.5)
 
@@ -61,6 +64,17 @@ def demosaic(mosaic: Tensor, pattern: Pattern) -> Tensor:
     Tensor
         (3, height, width): red, green, blue. NaN where the mosaic is, and where no site of a colour is near.
     """
+    height, width = mosaic.shape
+    colours = mosaic.new_empty((len(COLOURS), height, width))
+    step = max(BLOCK_PIXELS // width // 2, 1) * 2
+    for start in range(0, height, step):
+        first, stop = max(start - 2, 0), start + step  # an even number of rows of context: the pattern stays
+        part = _demosaic(mosaic[first : stop + HALO], pattern)
+        colours[:, start:stop] = part[:, start - first : stop - first]
+    return colours
+
+
+def _demosaic(mosaic: Tensor, pattern: Pattern) -> Tensor:
     height, width = mosaic.shape
     measured = sites(pattern, height, width, mosaic.device) & mosaic.isfinite()
     values = torch.where(measured, mosaic, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -73,13 +73,14 @@ def location_and_scale(background: Tensor) -> Tensor:
     return torch.stack((median, MAD_TO_SIGMA * deviation))
 
 
-def normalise_to(background: Tensor, method: Normalisation, reference: int = 0) -> Coefficients:
+def normalise_to(background: Iterable[Tensor], method: Normalisation, reference: int = 0) -> Coefficients:
     """Return what brings every frame's background to that of a reference frame, channel by channel.
 
     Parameters
     ----------
-    background : Tensor
-        (frames, channels, n), floating point: samples of the background, NaN where there is a star or nothing.
+    background : iterable of Tensor
+        Of every frame (channels, n), floating point: samples of the background, NaN where there is a star or nothing.
+        They are taken one frame after the other, so that those of hundreds need not be in memory.
     method : str
         With l and s for a frame's location and scale, and l₀, s₀ for the reference's: ``additive`` x − l + l₀;
         ``multiplicative`` x·l₀/l; ``additive_with_scaling`` (x − l)·s₀/s + l₀; ``linear_fit`` takes the quartile and
@@ -94,10 +95,10 @@ def normalise_to(background: Tensor, method: Normalisation, reference: int = 0) 
         divide by.
     """
     if method == "linear_fit":
-        low, high = quantiles(background, LINEAR_FIT_SHARES)
+        low, high = torch.stack([quantiles(frame, LINEAR_FIT_SHARES) for frame in background], dim=1)
         scale = (high - low)[reference] / (high - low)
         return Coefficients(scale, low[reference] - scale * low)
-    location, spread = location_and_scale(background)
+    location, spread = torch.stack([location_and_scale(frame) for frame in background], dim=1)
     one = torch.ones_like(location)
     match method:
         case "none":

@@ -116,19 +116,23 @@ def stretch(image: Floats) -> NDArray[np.uint8]:
     seen: Mask = np.asarray(np.isfinite(image).all(axis=0))
     if not seen.any():
         return np.zeros(image.shape, np.uint8)
-    above = np.stack([np.where(seen, channel - _sky(channel, seen), 0) for channel in image])
-    above = above * _white_balance(above, seen)
+    above = np.empty(image.shape, np.float32)
+    for flat, channel in zip(above, image, strict=True):
+        flat[:] = np.where(seen, channel - _sky(channel, seen), 0)
+    above *= _white_balance(above, seen)
     bright = above.mean(axis=0)
     smooth = _calmed(above, _noise_around(bright, seen), seen)
     calm = smooth.mean(axis=0)
     noise = _noise(calm[seen]) or float(np.ptp(calm)) or 1.0
     sharp, coloured = _trust(calm, _SHARP_FROM * noise), _trust(calm, _COLOURED_FROM * noise)
-    colour = 1 + coloured * (smooth / np.maximum(calm, noise) - 1)
     softening = _SOFTENING * noise
     white = max(float(np.percentile(bright[seen], _WHITE)), softening)
     curve = np.arcsinh((sharp * bright + (1 - sharp) * calm) / softening) / np.arcsinh(white / softening)
-    shown = np.where(seen, _SKY + (1 - _SKY) * curve * colour, 0)
-    pixels: NDArray[np.uint8] = (255 * np.clip(shown, 0, 1)).round().astype(np.uint8)
+    pixels = np.empty(image.shape, np.uint8)
+    for shown, channel in zip(pixels, smooth, strict=True):
+        colour = 1 + coloured * (channel / np.maximum(calm, noise) - 1)
+        grey = np.where(seen, _SKY + (1 - _SKY) * curve * colour, 0)
+        shown[:] = (255 * np.clip(grey, 0, 1)).round()
     return pixels
 
 
@@ -146,7 +150,10 @@ def _sky(channel: Floats, seen: Mask) -> Floats:
             break
         kept = closer
     rows, columns = (np.linspace(-1, 1, size) for size in channel.shape)
-    return np.stack([_sky_terms(np.full_like(columns, row), columns) @ coefficients for row in rows]).astype(np.float32)
+    sky = np.empty(channel.shape, np.float32)
+    for line, row in zip(sky, rows, strict=True):
+        line[:] = _sky_terms(np.full_like(columns, row), columns) @ coefficients
+    return sky
 
 
 def _box_medians(channel: Floats, seen: Mask) -> tuple[Floats, Floats, Floats]:
@@ -170,7 +177,7 @@ def _sky_terms(y: Floats, x: Floats) -> Floats:
 
 def _white_balance(above: Floats, seen: Mask) -> Floats:
     """Return factors (channels, 1, 1) that make the median star white; ones where there are too few stars."""
-    calm = _smoothed(above, seen, _SMOOTHINGS[0]).mean(axis=0)
+    calm = _smoothed(above.mean(axis=0), seen, _SMOOTHINGS[0])
     peaks = (calm == maximum_filter(calm, _STAR_SIZE)) & (calm > _STAR * _noise(calm[seen])) & seen
     if np.count_nonzero(peaks) < _FEWEST_STARS:
         return np.ones((len(above), 1, 1), np.float32)
@@ -181,29 +188,32 @@ def _white_balance(above: Floats, seen: Mask) -> Floats:
 
 def _noise_around(bright: Floats, seen: Mask) -> Floats:
     """Return how noisy the picture is around each pixel, as a multiple of what is usual; at least 1."""
-    rough = np.abs(bright - _smoothed(bright[None], seen, _SMOOTHINGS[0])[0])
+    rough = np.abs(bright - _smoothed(bright, seen, _SMOOTHINGS[0]))
     usual = _noise(rough[seen]) or 1.0
     clipped = np.where(seen, np.minimum(rough, _NOISE_CLIP * usual), 0)
-    around = _smoothed(clipped[None], seen, _NOISE_AROUND)[0]
+    around = _smoothed(clipped, seen, _NOISE_AROUND)
     return np.asarray(np.maximum(around / (float(np.median(around[seen])) or 1.0), 1), np.float32)
 
 
 def _calmed(above: Floats, noise: Floats, seen: Mask) -> Floats:
     """Return channels smoothed more where it is noisier: a Gaussian of s times the σ leaves 1/s of the noise."""
-    scales = [_smoothed(above, seen, sigma) for sigma in _SMOOTHINGS]
-    steps = np.log2(noise)
-    return np.asarray(
-        sum(
-            np.clip(1 - np.abs(np.minimum(steps, len(scales) - 1) - n), 0, 1) * scale for n, scale in enumerate(scales)
-        ),
-        np.float32,
-    )
+    steps = np.minimum(np.log2(noise), len(_SMOOTHINGS) - 1)
+    calm = np.zeros_like(above)
+    for number, sigma in enumerate(_SMOOTHINGS):
+        share = np.clip(1 - np.abs(steps - number), 0, 1) / _seen_around(seen, sigma)
+        for into, channel in zip(calm, above, strict=True):
+            into += share * gaussian_filter(channel, sigma)
+    return calm
 
 
-def _smoothed(above: Floats, seen: Mask, sigma: float) -> Floats:
-    """Return channels smoothed over the pixels that were seen."""
-    weight = np.maximum(gaussian_filter(seen.astype(np.float32), sigma), 1e-3)
-    return np.stack([gaussian_filter(channel, sigma) / weight for channel in above])
+def _smoothed(plane: Floats, seen: Mask, sigma: float) -> Floats:
+    """Return a plane smoothed over the pixels that were seen."""
+    return np.asarray(gaussian_filter(plane, sigma) / _seen_around(seen, sigma))
+
+
+def _seen_around(seen: Mask, sigma: float) -> Floats:
+    """Return which share of a pixel's surroundings was seen; never 0, for it is divided by."""
+    return np.asarray(np.maximum(gaussian_filter(seen.astype(np.float32), sigma), 1e-3))
 
 
 def _noise(values: NDArray[np.floating]) -> float:

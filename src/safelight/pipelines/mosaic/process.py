@@ -309,14 +309,14 @@ def _audit_group(
     middle = middle_of(registered[0].shape[0], registered[0].shape[2])
     frames = [measure_part(registered[n].window(channel, *middle) * float(scale[n, channel]), middle) for n in numbers]
     middle = middle_of(*planes.shape)
-    image, n_eff, *frames_there = (planes.window(name, channel, *middle) for name in ("image", "n_eff", *SAMPLES))
-    covered = evenly_covered(np.sum(frames_there, axis=0))
-    stacked = measure_part(np.where(covered, image, np.nan), middle)
+    covered = evenly_covered(np.sum([planes.window(name, channel, *middle) for name in SAMPLES], axis=0))
+    n_eff = float(np.median(planes.window("n_eff", channel, *middle)[covered]))
+    stacked = measure_part(np.where(covered, planes.window("image", channel, *middle), np.nan), middle)
     noises = [field.noise for field in frames]
     if drizzled is not None:
         stacked = drizzled.on_frames(stacked)
         noises = drizzled.shares.noise[numbers, channel].tolist()
-    noise = check_noise(name, noises, stacked.noise, float(np.median(n_eff[covered])))
+    noise = check_noise(name, noises, stacked.noise, n_eff)
     return [check.as_json() for check in (noise, *check_stars(name, frames, stacked, MATCH_TOLERANCE))]
 
 

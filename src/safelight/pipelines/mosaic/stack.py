@@ -52,9 +52,8 @@ def stack_kernel(frames: Sequence[RegisteredFrame], options: RunOptions) -> Kern
     InputError
         No frame is left that can be normalised.
     """
-    background = torch.stack([frame.background() for frame in frames])
     method = "additive" if options.normalisation == "sky_mean" else options.normalisation
-    coefficients = normalise_to(background.double(), method, _reference(frames))
+    coefficients = normalise_to((frame.background().double() for frame in frames), method, _reference(frames))
     noise = torch.tensor([frame.noise for frame in frames], dtype=torch.float64) * coefficients.scale.abs()
     fwhm = torch.tensor([frame.fwhm for frame in frames], dtype=torch.float64)
     weights = frame_weights(noise, fwhm, options.weighting)

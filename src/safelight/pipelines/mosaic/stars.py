@@ -24,6 +24,7 @@ SMALLEST_FRAME = 32  # pixels per side
 GAUSSIAN_SIGMA_OF_FWHM = 1 / 2.3548
 NORMAL_SIGMA_OF_MAD = 1.4826
 DEBLENDED_PARTS = 8192
+SPARE_ACTIVE_PIXELS = 1000
 
 
 class NoStarsError(InputError):
@@ -145,20 +146,23 @@ def _prepared(luminance: NDArray[np.generic]) -> tuple[NDArray[np.float32], NDAr
 
 def _without_background(image: NDArray[np.float32], invalid: NDArray[np.bool_]) -> tuple[NDArray[np.float32], float]:
     background = sep.Background(image, mask=invalid, bw=BACKGROUND_MESH, bh=BACKGROUND_MESH, fw=3, fh=3)
-    sky = image - background.back(dtype=np.float32)
+    sky = background.back(dtype=np.float32)
+    np.subtract(image, sky, out=sky)
     sky[invalid] = 0
     return sky, float(background.globalback)
 
 
 def _robust_sigma(values: NDArray[np.float32]) -> float:
-    """Return the standard deviation that normal values of this median absolute deviation have."""
-    return float(NORMAL_SIGMA_OF_MAD * np.median(np.abs(values - np.median(values))))
+    """Return the standard deviation that normal values of this median absolute deviation have; overwrites them."""
+    values -= np.median(values, overwrite_input=True)
+    np.abs(values, out=values)
+    return float(NORMAL_SIGMA_OF_MAD * np.median(values, overwrite_input=True))
 
 
 def _sky_noise(sky: NDArray[np.float32], occupied: NDArray[np.bool_]) -> float:
     """Return the noise of the pixels that no star touches; of all of them if stars cover everything."""
     free = sky[~occupied]
-    return _robust_sigma(free if len(free) else sky.ravel())
+    return _robust_sigma(free if len(free) else sky.flatten())
 
 
 def _detect(sky: NDArray[np.float32], invalid: NDArray[np.bool_], threshold: float) -> _Found:
@@ -167,8 +171,9 @@ def _detect(sky: NDArray[np.float32], invalid: NDArray[np.bool_], threshold: flo
     noise = _robust_sigma(smooth[~invalid])
     if noise == 0:
         raise NoStarsError("the sky has no noise: most pixels are equal", expected="a frame as the camera took it")
-    # The default stack of active pixels overflows on bright nebulae; all pixels at once is the most it can need.
-    sep.set_extract_pixstack(max(sep.get_extract_pixstack(), sky.size))
+    # The default stack of active pixels overflows on bright nebulae; a place for every pixel takes as much memory as
+    # ten pictures.
+    sep.set_extract_pixstack(int(np.count_nonzero(smooth > threshold * noise)) + SPARE_ACTIVE_PIXELS)
     sep.set_sub_object_limit(DEBLENDED_PARTS)
     objects, segments = sep.extract(
         smooth,
