@@ -15,6 +15,8 @@ from safelight.core.errors import InputError, UsageError
 from safelight.core.history import compare, metrics_of, read
 
 LISTED_METRICS = 3
+WIDTH_OF_FILES = 200
+"""Characters in a line where the output is no terminal."""
 LOWER_IS_BETTER = ("loss", "rmse", "chamfer", "error", "seconds")
 
 
@@ -41,8 +43,16 @@ def show(names: tuple[str, ...], results: Path, last: int, as_json: bool) -> int
         sys.stdout.writelines(json.dumps(entry) + "\n" for entry in chosen)
     else:
         table = _side_by_side(chosen) if names else _list(chosen)
-        Console(file=sys.stdout, width=None if sys.stdout.isatty() else 200).print(table)
+        sys.stdout.write(_as_text(table, None if sys.stdout.isatty() else WIDTH_OF_FILES))
     return 0
+
+
+def _as_text(table: Table, width: int | None) -> str:
+    """Return a table as text. Names and notes are shown as they are, whatever brackets or colons they hold."""
+    console = Console(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
 
 
 def _list(entries: Sequence[Any]) -> Table:
@@ -70,7 +80,8 @@ def _side_by_side(entries: Sequence[Any]) -> Table:
 
 
 def _facts(entry: Any) -> tuple[str, ...]:
-    time, job = entry["timestamp"][:19].replace("T", " "), f"{entry.get('pipeline', '')} {entry.get('command', '')}"
+    time = entry.get("timestamp", "")[:19].replace("T", " ")
+    job = f"{entry.get('pipeline', '')} {entry.get('command', '')}"
     return (entry["model_name"], time, job, str(entry.get("num_items", "")), str(entry.get("num_failed", "")))
 
 

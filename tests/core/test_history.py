@@ -161,3 +161,24 @@ def test_compare_takes_the_newest_run_of_each_name() -> None:
 def test_metrics_are_listed_in_the_order_they_came() -> None:
     runs = [entry(averages={"psnr": 1, "ssim": 1}), entry(averages={"loss": 1, "psnr": 1}), {"model_name": "none"}]
     assert metrics_of(runs) == ["psnr", "ssim", "loss"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        '{"model_name": "a", "averages": null}',
+        '{"model_name": 1, "averages": {}}',
+        '{"model_name": "a", "averages": {"psnr": "high"}}',
+        '{"model_name": "a", "averages": {}, "timestamp": 3}',
+        '{"model_name": "a", "averages": {}, "seconds": "long"}',
+        "[" * 100_000,
+    ],
+)
+def test_a_line_that_is_no_run_stops_nobody(tmp_path: Path, line: str) -> None:
+    (tmp_path / TRUTH).write_text(line + "\n")
+    assert read(tmp_path) == []
+    append(tmp_path, entry())
+    assert [run["model_name"] for run in read(tmp_path)] == ["cells"]
+    assert line in (tmp_path / TRUTH).read_text(), "the truth is only added to"
+    assert len(table(tmp_path)) == 1

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from prompt import prompt
 from safelight.cli import READER_GONE, run
 from safelight.core.history import append
 
@@ -109,7 +110,7 @@ def test_a_lost_device_costs_nothing_but_a_fresh_process(home: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
-def test_ctrl_c_says_in_one_line_what_is_kept_and_how_to_go_on(home: Path) -> None:
+def test_ctrl_c_says_in_one_line_what_is_kept_and_how_to_go_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "texts" / "b.txt").write_text("wait")
     process = start(home, *COPY, "--quiet")
     deadline = time.monotonic() + 60
@@ -122,7 +123,9 @@ def test_ctrl_c_says_in_one_line_what_is_kept_and_how_to_go_on(home: Path) -> No
     assert "1 of 3 item(s) done" in line
     assert "kept in out" in line
     assert "run the same command again" in line
-    assert finish(start(home, *COPY))[0] == 0
+    monkeypatch.syspath_prepend(home / "site")
+    monkeypatch.delitem(sys.modules, "copyline", raising=False)
+    assert prompt(home, *COPY).status == 0
     assert (home / "out" / "c.txt").read_text() == "b c"
 
 
@@ -223,6 +226,20 @@ def test_history_compares_the_newest_run_of_each_name(runs: Path, capsys: pytest
     assert rows["validation_loss"] == ["0.4", "0.3", "★"]
     assert run(["history", "plain", "unknown"]) == 1
     assert "no run is called 'unknown'" in capsys.readouterr().err
+
+
+def test_history_shows_names_and_notes_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("[/red]a", "[bold]b"):
+        entry = {"timestamp": "2026-01-01T01", "model_name": name, "averages": {"[/x]psnr": 1.0}, "notes": "[/] :smile:"}
+        append(tmp_path / "results", entry)
+    assert run(["history"]) == 0
+    assert run(["history", "[/red]a", "[bold]b"]) == 0
+    said = capsys.readouterr().out
+    for text in ("[/red]a", "[bold]b", "[/x]psnr", "[/] :smile:"):
+        assert said.count(text) >= 2
 
 
 def test_doctor_says_what_works_and_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from safelight.core.errors import OutputError
 from safelight.core.events import as_value
 from safelight.core.files import atomic_write, output_error, remove_leftovers_of
@@ -25,6 +27,19 @@ SECONDS_FOR_OTHERS = 120.0
 """How long other runs may take to write their lines; each needs some milliseconds."""
 
 Entry = Mapping[str, Any]
+
+
+class _Line(BaseModel):
+    """What a line must be to count as a run; it may say more."""
+
+    model_config = ConfigDict(strict=True)
+
+    model_name: str
+    averages: dict[str, float | None]
+    timestamp: str = ""
+    seconds: float = 0.0
+    notes: str = ""
+    result_file: str = ""
 
 
 def check(results: Path) -> None:
@@ -83,14 +98,14 @@ def append(results: Path, entry: Entry) -> Path:
 
 
 def read(results: Path) -> list[dict[str, Any]]:
-    """Return every run of the history, oldest first. A line torn by a crash is passed over.
+    """Return every run of the history, oldest first. A line that is no run, or torn by a crash, is passed over.
 
     Raises
     ------
     InputError
         The history cannot be read.
     """
-    return read_lines(results / TRUTH)
+    return [line for line in read_lines(results / TRUTH) if _is_run(line)]
 
 
 def compare(entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
@@ -102,6 +117,14 @@ def compare(entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
 def metrics_of(entries: Sequence[Entry]) -> list[str]:
     """Return the names of all averaged metrics, in order of first appearance."""
     return list(dict.fromkeys(name for entry in entries for name in entry.get("averages", {})))
+
+
+def _is_run(line: Entry) -> bool:
+    try:
+        _Line.model_validate(line)
+    except ValidationError:
+        return False
+    return True
 
 
 def _own_file(results: Path, entry: Entry) -> Path:
