@@ -34,8 +34,9 @@ from safelight.core.execute import Executor
 from safelight.core.memory import VirtualDevice
 from safelight.core.plan import Corrections
 from safelight.formats.raw import RawFrame
-from safelight.pipelines.pairs.alignment import MIN_CONFIDENCE, PairAlignment, align, prepare
+from safelight.pipelines.pairs.alignment import PairAlignment, align, prepare
 from safelight.pipelines.pairs.masks import mask
+from safelight.pipelines.pairs.options import MIN_CONFIDENCE
 
 SIZE = (400 + 2 * MARGIN, 804 + 2 * MARGIN)
 WHOLE: tuple[Shift, ...] = ((2, -4), (-6, 8), (3, -5), (-7, 11), (-1, 0))

@@ -35,6 +35,7 @@ from safelight.kernels.cfa import (
 )
 from safelight.kernels.exposure import PoissonGaussian, block_light, fit_poisson_gaussian, gain_between, offset_by_level
 from safelight.kernels.register import coarse_shift, despeckle, fine_shift, shared_variance, spectrum
+from safelight.pipelines.pairs.options import MIN_CONFIDENCE
 from safelight.pipelines.pairs.overlap import BLACK, WHITE, Overlap, PairRows, levels_of, pair_cells
 
 Status = Literal["ok", "suspect", "failed"]
@@ -42,8 +43,6 @@ Reason = Literal[
     "other_sensor", "other_phase", "clipped", "no_signal", "small_overlap", "wrong_scene", "no_light", "uneven_shift"
 ]
 
-MIN_CONFIDENCE = 6.0
-"""Least confidence of a shift: frames that share nothing reach 5."""
 MIN_CORRELATION = 0.5
 """Least correlation of aligned tiles."""
 CLEAR_UNCERTAINTY, MAX_UNCERTAINTY = 0.6, 1.5
@@ -57,16 +56,17 @@ ALL_USABLE = 0.98
 MIN_USABLE = 0.5
 """Least share of sampled cells that are clipped in neither frame."""
 
-COARSE_PIXELS = 1_500_000
+COARSE_PIXELS = 750_000
 """Most grey pixels of the first search; larger frames are binned further."""
 FINE_SIDE = 1024
 """Longest side, in cells, of the middle part from which the fine shift is found."""
 TILES, TILE_SIDE = 3, 256
 """Tiles along each axis, and their longest side in cells: their shifts' spread is the uncertainty."""
-BANDS, BAND_ROWS = 8, 32
-"""How many bands of so many rows of tiles are sampled for the gain, the noise and the loss."""
-GREY_ROWS = 640
-"""Rows of tiles that are made grey at once: it takes little memory besides."""
+BANDS, BAND_ROWS = 8, 20
+"""How many bands of so many rows of tiles, a block and its context, are sampled for gain, noise and loss."""
+GREY_ROWS = 128
+"""Rows of tiles that are made grey at once: they stay in a cache."""
+BANDS_AT_ONCE = 2
 CONTEXT = 2
 """Rows of tiles at either end of a band from which the others are interpolated."""
 BLOCK = 16
@@ -126,7 +126,7 @@ class PairAlignment:
     raw_gain : float
         By what the target is multiplied to be as bright as the anchor, all colours together.
     rgb_gain : tuple of float
-        The same for red, green and blue.
+        The same for red, green and blue; that of all for a colour that is clipped or dark everywhere.
     noise : tuple of PoissonGaussian
         Of the difference between anchor and target times gain, for red, green and blue, at the anchor's level.
     offsets : Tensor
@@ -427,7 +427,8 @@ def _sample(anchor: RawFrame, target: RawFrame, overlap: Overlap, executor: Exec
     bands = _Bands(PairRows.of(anchor, target, overlap))
     constants = (levels_of(anchor, target), overlap.weights)
     sink = TensorSink(bands.extent)
-    executor.map(Kernel("pair_sample", partial(_band_cells, tile=overlap.tile), constants, alignment=1), bands, sink)
+    kernel = Kernel("pair_sample", partial(_band_cells, tile=overlap.tile), constants, alignment=1)
+    executor.map(kernel, bands, sink, most_rows=BANDS_AT_ONCE)
     cells = sink.result.transpose(0, 1).flatten(1, 2)
     del sink
     first, second, usable = cells[:3], cells[3:6], cells[6:] > 0
@@ -447,13 +448,14 @@ def _sample(anchor: RawFrame, target: RawFrame, overlap: Overlap, executor: Exec
 
 
 def _gains(first: Tensor, second: Tensor, usable: Tensor) -> tuple[Tensor, float]:
-    """Return the gain of each colour and of all together."""
+    """Return the gain of each colour and of all together; a colour that is nowhere usable has that of all."""
     anchor, target, number = block_light(first, second, usable, BLOCK).flatten(2)
     # Noise that is cut off at black makes the dark too bright: the brighter half of the blocks counts.
     level = anchor / number
     bright = level >= level.nanmedian(1, keepdim=True).values
     anchor, target = anchor * bright, target * bright
-    return gain_between(anchor, target), float(gain_between(anchor.flatten(), target.flatten()))
+    gains, together = gain_between(anchor, target), gain_between(anchor.flatten(), target.flatten())
+    return torch.where(gains.isfinite(), gains, together), float(together)
 
 
 def _offsets(first: Tensor, difference: Tensor, usable: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ SensorChoice = Literal["all", "bayer", "x-trans"]
 MaskMethod = Literal["noise", "upstream"]
 CropFormat = Literal["npz", "npy", "tiff", "exr", "dng", "none"]
 
+MIN_CONFIDENCE = 8.0
+"""Of a shift that is one: frames that share nothing reach 5, frames of one scene 25 and more."""
+
 
 def _field(panel: str, default: Any, description: str, **bounds: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"panel": panel}, **bounds)
@@ -28,7 +31,10 @@ class RunOptions(CommonOptions):
     scene: tuple[str, ...] = _field("Scenes", (), "Only scenes of this name; * stands for anything.")
 
     min_confidence: float = _field(
-        "Alignment", 8.0, "Pairs whose correlation peak is less clear, in standard deviations, have failed.", ge=0
+        "Alignment",
+        MIN_CONFIDENCE,
+        "Pairs whose correlation peak is less clear, in standard deviations, have failed.",
+        ge=0,
     )
 
     mask: MaskMethod = _field(
