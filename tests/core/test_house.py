@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from string import Formatter
 from typing import TypeGuard
@@ -33,6 +34,7 @@ class Said:
     names: frozenset[str] | None
 
 
+@cache
 def sources() -> dict[Path, ast.Module]:
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(SOURCE.rglob("*.py"))}
 
@@ -88,6 +90,7 @@ def said_by(path: Path, module: ast.Module) -> Iterator[Said]:
         yield from (Said(place(path, call), text, names) for text in literals(key))
 
 
+@cache
 def all_said() -> list[Said]:
     return [said for path, module in sources().items() for said in said_by(path, module)]
 

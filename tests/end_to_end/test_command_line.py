@@ -83,7 +83,7 @@ def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Return the exit status, the output and what was said."""
-    output, said = process.communicate(timeout=60)
+    output, said = process.communicate(timeout=120)
     assert "Traceback" not in said
     return process.returncode, output, said
 
@@ -113,7 +113,7 @@ def test_a_lost_device_costs_nothing_but_a_fresh_process(home: Path) -> None:
 def test_ctrl_c_says_in_one_line_what_is_kept_and_how_to_go_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "texts" / "b.txt").write_text("wait")
     process = start(home, *COPY, "--quiet")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (home / "out" / "b.begun").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
@@ -134,7 +134,7 @@ def test_a_reader_of_events_that_goes_away_stops_no_run(home: Path) -> None:
     assert process.stdout is not None
     assert json.loads(process.stdout.readline())["key"] == "settings_from_environment"
     process.stdout.close()
-    status = process.wait(timeout=60)
+    status = process.wait(timeout=120)
     assert process.stderr is not None
     said = process.stderr.read()
     process.stderr.close()

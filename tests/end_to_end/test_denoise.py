@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 
+from prompt import Answer, prompt
 from safelight.formats.microscopy import open_image
 
 
@@ -24,12 +22,8 @@ def noisy(*shape: int, seed: int = 0) -> np.ndarray:
     return (clean + generator.normal(0, 40, shape)).clip(0, 65535).astype(np.uint16)
 
 
-def denoise(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "SAFELIGHT_LANG": "en", "SAFELIGHT_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "safelight", "denoise", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
+def denoise(folder: Path, *arguments: str) -> Answer:
+    return prompt(folder, "denoise", *arguments)
 
 
 def test_run_then_predict_then_export(tmp_path: Path) -> None:
@@ -39,7 +33,7 @@ def test_run_then_predict_then_export(tmp_path: Path) -> None:
     before = (tmp_path / "a.tif").read_bytes()
 
     done = denoise(tmp_path, "run", "a.tif", "--steps", "20", "--features", "8", "--clean", "clean.tif", "--out", "o")
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.said
     with open_image(tmp_path / "o" / "a.tif") as result, open_image(tmp_path / "a.tif") as source:
         assert (result.shape, result.axes, result.dtype) == ((2, 72, 60), "TYX", np.float32)
         assert result.pixel_size == source.pixel_size
@@ -51,13 +45,13 @@ def test_run_then_predict_then_export(tmp_path: Path) -> None:
     assert (tmp_path / "o" / "report.html").stat().st_size > 10_000
 
     again = denoise(tmp_path, "predict", "a.tif", "--model", "o", "--out", "p", "--tile-size", "56", "--dtype", "input")
-    assert again.returncode == 0, again.stderr
+    assert again.status == 0, again.said
     with open_image(tmp_path / "p" / "a.tif") as tiled:
         assert tiled.dtype == np.uint16
         np.testing.assert_allclose(tiled.read(), whole, atol=0.51)
 
     exported = denoise(tmp_path, "export", "o", "--out", "e", "--formats", "onnx")
-    assert exported.returncode == 0, exported.stderr
+    assert exported.status == 0, exported.said
     assert (tmp_path / "e" / "model.onnx").exists()
     assert (tmp_path / "a.tif").read_bytes() == before
 
@@ -75,7 +69,7 @@ def test_the_readme_quotes_what_a_run_prints(tmp_path: Path) -> None:
     done = denoise(tmp_path, *command.replace("10min", "1s").split(), "--features", "4")
     for line in lines:
         if line != "...":
-            assert without_numbers(line) in without_numbers(done.stderr).splitlines()
+            assert without_numbers(line) in without_numbers(done.said).splitlines()
 
 
 def test_a_second_run_does_nothing_again(tmp_path: Path) -> None:
@@ -83,8 +77,8 @@ def test_a_second_run_does_nothing_again(tmp_path: Path) -> None:
     first = denoise(tmp_path, "run", "a.tif", "--steps", "3", "--out", "o")
     result = (tmp_path / "o" / "a.tif").read_bytes()
     second = denoise(tmp_path, "run", "a.tif", "--steps", "3", "--out", "o")
-    assert (first.returncode, second.returncode) == (0, 0)
-    assert "Already done: a" in second.stderr
+    assert (first.status, second.status) == (0, 0)
+    assert "Already done: a" in second.said
     assert (tmp_path / "o" / "a.tif").read_bytes() == result
 
 
@@ -102,9 +96,9 @@ def test_a_folder_with_bad_files_gets_the_good_ones_done(tmp_path: Path) -> None
     whole[300:340] = bytes(40)
     (folder / "damaged.tif").write_bytes(whole)
     done = denoise(tmp_path, "run", "in", "--steps", "3", "--out", "o")
-    assert done.returncode == 1
+    assert done.status == 1
     for name in ("tiny.tif", "which.npy", "notes.txt", "junk.tif", "damaged.tif"):
-        assert name in done.stderr
+        assert name in done.said
     assert {path.name for path in (tmp_path / "o").glob("*.tif")} == {"good.tif", "other.tif"}
 
 
@@ -132,9 +126,9 @@ def test_bad_input_gets_one_clear_error(tmp_path: Path, make: object, arguments:
     if callable(make):
         tifffile.imwrite(tmp_path / "a.tif", make())
     done = denoise(tmp_path, *arguments, "--quiet")
-    assert done.returncode != 0
-    assert expected in done.stderr
-    assert len([line for line in done.stderr.splitlines() if line.startswith("safelight:")]) == 1
+    assert done.status != 0
+    assert expected in done.said
+    assert len([line for line in done.said.splitlines() if line.startswith("safelight:")]) == 1
 
 
 def test_what_is_odd_about_channels_and_brightness_is_said(tmp_path: Path) -> None:
@@ -148,13 +142,13 @@ def test_what_is_odd_about_channels_and_brightness_is_said(tmp_path: Path) -> No
         metadata={"axes": "CYX"},
     )
     first = denoise(tmp_path, "run", "a.tif", "--steps", "3", "--features", "4", "--out", "o")
-    assert first.returncode == 0, first.stderr
+    assert first.status == 0, first.said
     for sentence in ("3 channels, each denoised by itself", "Channels 3 hold one value only", "hold the same image"):
-        assert sentence in first.stderr
-    assert "far from those the model was trained on" not in first.stderr
+        assert sentence in first.said
+    assert "far from those the model was trained on" not in first.said
     other = denoise(tmp_path, "predict", "b.tif", "--model", "o", "--out", "p")
-    assert "b_channel1: its pixels (mean 0.3" in other.stderr
-    assert "far from those the model was trained on" in other.stderr
+    assert "b_channel1: its pixels (mean 0.3" in other.said
+    assert "far from those the model was trained on" in other.said
 
 
 def test_missing_pixels_stay_missing(tmp_path: Path) -> None:
@@ -162,7 +156,7 @@ def test_missing_pixels_stay_missing(tmp_path: Path) -> None:
     image[10, 20] = np.nan
     tifffile.imwrite(tmp_path / "a.tif", image)
     done = denoise(tmp_path, "run", "a.tif", "--steps", "3", "--out", "o")
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.said
     with open_image(tmp_path / "o" / "a.tif") as result:
         assert np.argwhere(np.isnan(result.read())).tolist() == [[10, 20]]
 
@@ -170,9 +164,9 @@ def test_missing_pixels_stay_missing(tmp_path: Path) -> None:
 def test_a_plan_is_printed_and_nothing_is_written(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", noisy(64, 64))
     done = denoise(tmp_path, "run", "a.tif", "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "Plan: training" in done.stderr
-    assert "unet2d" in done.stderr
+    assert done.status == 0, done.said
+    assert "Plan: training" in done.said
+    assert "unet2d" in done.said
     assert {path.name for path in tmp_path.iterdir()} <= {"a.tif", "cache"}
 
 
@@ -180,5 +174,5 @@ def test_a_plan_is_printed_and_nothing_is_written(tmp_path: Path) -> None:
 def test_a_compiled_network_trains_and_denoises(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", noisy(64, 64))
     done = denoise(tmp_path, "run", "a.tif", "--steps", "3", "--features", "8", "--compile", "--out", "o")
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.said
     assert "graphs" in json.loads((tmp_path / "o" / "run.json").read_text())["device"]["compile"]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from prompt import Answer, prompt
+
 TOY = '''
 """Counts the words of text files."""
 from pathlib import Path
@@ -46,11 +48,12 @@ def process(item, options, context, prepared):
 COUNT = Command("count", "Count words.", Options, lambda options: options.out, find_items, process)
 PIPELINE = Pipeline("toyline", "Count the words of text files.", (COUNT,))
 '''
+COUNT = ("toyline", "count", "texts", "--out", "counts")
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> Path:
-    """A folder for PYTHONPATH that holds the pipeline and its registry line."""
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with texts, and one on Python's path that holds the pipeline and its registry line."""
     home = tmp_path / "site"
     (home / "toyline-1.dist-info").mkdir(parents=True)
     (home / "toyline.py").write_text(TOY)
@@ -62,18 +65,20 @@ def toy(tmp_path: Path) -> Path:
     texts.mkdir()
     (texts / "a.txt").write_text("one two three")
     (texts / "b.txt").write_text("four five")
+    monkeypatch.syspath_prepend(home)
+    monkeypatch.delitem(sys.modules, "toyline", raising=False)
     return tmp_path
 
 
-def safelight(toy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in the toy's folder."""
+def count(toy: Path, *more: str) -> Answer:
+    return prompt(toy, *COUNT, *more)
+
+
+def in_a_process(toy: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Count as a user does, in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(toy / "site"), "SAFELIGHT_LANG": "en"}
-    command = [sys.executable, "-m", "safelight", *arguments]
+    command = [sys.executable, "-m", "safelight", *COUNT, *more]
     return subprocess.run(command, cwd=toy, env=environment, capture_output=True, text=True, check=False)
-
-
-def count(toy: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return safelight(toy, "toyline", "count", "texts", "--out", "counts", *more)
 
 
 def processed(toy: Path) -> list[str]:
@@ -82,14 +87,14 @@ def processed(toy: Path) -> list[str]:
 
 
 def test_help_shows_the_pipeline_its_options_and_the_common_ones(toy: Path) -> None:
-    assert "Count the words of text files." in safelight(toy, "--help").stdout
-    shown = safelight(toy, "toyline", "count", "--help").stdout
+    assert "Count the words of text files." in prompt(toy, "--help").output
+    shown = prompt(toy, "toyline", "count", "--help").output
     assert "--least" in shown
     assert "--memory-limit" in shown
 
 
 def test_a_run_writes_outputs_events_record_and_history(toy: Path) -> None:
-    outcome = count(toy, "--notes", "first")
+    outcome = in_a_process(toy, "--notes", "first")
     assert outcome.returncode == 0, outcome.stderr
     assert (toy / "counts" / "a.count").read_text() == "3"
     document = json.loads((toy / "counts" / "run.json").read_text())
@@ -103,7 +108,7 @@ def test_a_run_writes_outputs_events_record_and_history(toy: Path) -> None:
 
 def test_json_writes_one_event_per_line(toy: Path) -> None:
     outcome = count(toy, "--json")
-    keys = [json.loads(line)["key"] for line in outcome.stdout.splitlines()]
+    keys = [json.loads(line)["key"] for line in outcome.output.splitlines()]
     assert {"run_started", "item_finished", "run_finished"} <= set(keys)
 
 
@@ -130,7 +135,7 @@ def test_a_changed_input_option_or_output_is_done_again(toy: Path) -> None:
 def test_workers_give_what_one_process_gives_in_the_order_of_the_items(toy: Path) -> None:
     (toy / "texts" / "c.txt").write_text("a bad one")
     (toy / "texts" / "d.txt").write_text("six seven eight nine")
-    assert count(toy, "--workers", "2").returncode == 1
+    assert in_a_process(toy, "--workers", "2").returncode == 1
     shared = {path.name: path.read_bytes() for path in (toy / "counts").glob("*.count")}
     document = json.loads((toy / "counts" / "run.json").read_text())
     assert [item["name"] for item in document["items"]] == ["a", "b", "d"]
@@ -138,18 +143,18 @@ def test_workers_give_what_one_process_gives_in_the_order_of_the_items(toy: Path
     assert len(document["workers"]) == 2
     assert sorted(processed(toy)) == ["a", "b", "d"]
     (toy / "texts" / "c.txt").write_text("ten")
-    assert count(toy).returncode == 0
+    assert count(toy).status == 0
     assert sorted(processed(toy)) == ["a", "b", "c", "d"], "another number of workers does nothing again"
-    assert count(toy, "--fresh").returncode == 0
+    assert count(toy, "--fresh").status == 0
     assert {path.name: path.read_bytes() for path in (toy / "counts").glob("[abd].count")} == shared
 
 
 def test_a_failed_item_is_named_and_the_others_are_done(toy: Path) -> None:
     (toy / "texts" / "a.txt").write_text("a bad one")
     outcome = count(toy)
-    assert outcome.returncode == 1
-    assert "a.txt: holds a bad word" in outcome.stderr
-    assert "Traceback" not in outcome.stderr
+    assert outcome.status == 1
+    assert "a.txt: holds a bad word" in outcome.said
+    assert "Traceback" not in outcome.said
     assert (toy / "counts" / "b.count").exists()
     document = json.loads((toy / "counts" / "run.json").read_text())
     assert [failure["name"] for failure in document["failed"]] == ["a"]
@@ -158,33 +163,32 @@ def test_a_failed_item_is_named_and_the_others_are_done(toy: Path) -> None:
 def test_a_refused_input_is_named(toy: Path) -> None:
     (toy / "texts" / "c.txt").write_text("")
     outcome = count(toy)
-    assert outcome.returncode == 1
-    assert "c.txt: is empty" in outcome.stderr
+    assert outcome.status == 1
+    assert "c.txt: is empty" in outcome.said
 
 
 def test_a_dry_run_writes_nothing(toy: Path) -> None:
     outcome = count(toy, "--dry-run")
-    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.status == 0, outcome.said
     assert not (toy / "counts").exists()
     assert not (toy / "results").exists()
-    planned = safelight(toy, "plan", "toyline", "count", "texts", "--out", "counts")
-    assert "Would do a, into counts" in planned.stderr
+    planned = prompt(toy, "plan", *COUNT)
+    assert "Would do a, into counts" in planned.said
     assert not (toy / "counts").exists()
 
 
 def test_history_lists_the_run(toy: Path) -> None:
     count(toy, "--model-name", "words of today")
-    shown = safelight(toy, "history")
-    assert "words of today" in shown.stdout
+    assert "words of today" in prompt(toy, "history").output
 
 
 def test_nothing_usable_is_an_error(toy: Path) -> None:
     (toy / "texts" / "a.txt").write_text("")
     (toy / "texts" / "b.txt").write_text("")
     outcome = count(toy)
-    assert outcome.returncode == 1
-    assert "a.txt: is empty" in outcome.stderr
+    assert outcome.status == 1
+    assert "a.txt: is empty" in outcome.said
 
 
 def test_it_speaks_french(toy: Path) -> None:
-    assert "Terminé" in count(toy, "--lang", "fr").stderr
+    assert "Terminé" in count(toy, "--lang", "fr").said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,16 @@ def make_home(folder: Path) -> Path:
     return folder
 
 
+def duration(stem: Stem, folder: Path) -> float:
+    """Return how long an undisturbed run takes now, in seconds: that depends on what else the machine does."""
+    home = make_home(folder / "timed")
+    started = time.monotonic()
+    assert stem.run(home) == 0
+    took = time.monotonic() - started
+    shutil.rmtree(home)
+    return took
+
+
 def results(home: Path) -> dict[str, str]:
     """Return the digest of every output that has its name."""
     out = home / "out"
@@ -135,16 +146,16 @@ def assert_no_leftover(home: Path) -> None:
 
 def test_a_run_killed_at_a_hundred_moments_goes_on_where_it_stopped(stem: Stem, tmp_path: Path) -> None:
     reference = make_home(tmp_path / "reference")
-    stem.run(make_home(tmp_path / "warm-up"))
-    started = time.monotonic()
     assert stem.run(reference) == 0
-    whole = time.monotonic() - started
     expected, inputs = results(reference), digest(reference / "inputs")
     assert len(expected) == 2 * ITEMS
-    moments, interrupted, hit = random.Random(2), 0, Counter[int]()
-    for number in range(KILLS):
-        home = make_home(tmp_path / str(number))
-        interrupted += stem.run(home, kill_after=moments.uniform(0, whole)) == -signal.SIGKILL
+    moments, whole, hit = random.Random(2), duration(stem, tmp_path), Counter[int]()
+    while hit.total() < KILLS:
+        home = make_home(tmp_path / str(hit.total()))
+        if stem.run(home, kill_after=moments.uniform(0, whole)) != -signal.SIGKILL:  # it was faster
+            shutil.rmtree(home)
+            whole = duration(stem, tmp_path)
+            continue
         assert_readable(home)
         finished = set(results(home).items())
         assert finished <= set(expected.items())  # what has its name is whole
@@ -157,8 +168,7 @@ def test_a_run_killed_at_a_hundred_moments_goes_on_where_it_stopped(stem: Stem, 
         hit[len(begun) - ITEMS] += 1
         assert len(json.loads((home / "out" / RECORD).read_text())["items"]) == ITEMS
         assert digest(home / "inputs") == inputs
-    assert interrupted > KILLS / 2  # the moments were during the runs
-    assert hit[1] > 0  # and some of them in the middle of an item
+    assert hit[1] > 0  # some of the moments were in the middle of an item
 
 
 def test_a_run_killed_again_and_again_ends(stem: Stem, tmp_path: Path) -> None:
