@@ -36,7 +36,8 @@ def nearest(maps: Sequence[Tensor], pixels: Tensor, view_of: Tensor) -> list[Ten
     list of Tensor
         (samples, views, n, channels) of each map.
     """
-    inside = pixels.clamp(0, SIDE - 1)
+    # A vertex that is no number falls on the first pixel, and stays none: whoever sees the mesh says so.
+    inside = pixels.nan_to_num(0).clamp(0, SIDE - 1)
     samples = torch.arange(len(pixels), device=pixels.device)[:, None, None]
     found = []
     for values in maps:
@@ -47,6 +48,7 @@ def nearest(maps: Sequence[Tensor], pixels: Tensor, view_of: Tensor) -> list[Ten
 
 def bilinear(maps: Sequence[Tensor], pixels: Tensor, rule: Bilinear) -> list[Tensor]:
     """Return features interpolated where points are, of each view's own maps; shapes as for ``nearest``."""
+    pixels = pixels.nan_to_num(0)  # as in nearest
     if rule == "tf":
         pixels = pixels.clamp(0, SIDE - 1)
     return [_interpolated(values, pixels, rule) for values in maps]
