@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from prompt import prompt
 from safelight.formats.geotiff import Raster
 from safelight.pipelines.decloud.model import CloudModel
 from safelight.pipelines.decloud.network import GLFCR, Architecture
@@ -20,13 +18,11 @@ from sentinel import backscatter, clouded, ground, write_optical, write_sar, wri
 TINY = Architecture(features=8, growth=8, stages=1, layers=2)
 
 
-def decloud(folder: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "SAFELIGHT_LANG": "en", "SAFELIGHT_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "safelight", "decloud", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr, done.stderr
-    assert done.returncode == status, done.stderr
-    return done
+def decloud(folder: Path, *arguments: str, status: int = 0) -> str:
+    """Type a command, and return what is said."""
+    done = prompt(folder, "decloud", *arguments)
+    assert done.status == status, done.said
+    return done.said
 
 
 @pytest.fixture
@@ -45,10 +41,10 @@ def test_a_data_set_is_scored_and_its_bad_images_are_named(tmp_path: Path, weigh
     lines = [f"3,s1,s2,s2_cloudy,{name}" for name in ("a.tif", "b.tif", "c.tif", "d.tif", "../../e.tif")]
     (data / "data.csv").write_text("\n".join(lines))
     arguments = ["test", "--data", "data", "--weights", weights.name, "--crop-size", "48", "--model-name", "m 1"]
-    done = decloud(tmp_path, *arguments, "--notes", "first", status=1)
+    said = decloud(tmp_path, *arguments, "--notes", "first", status=1)
     for name in ("c.tif: it cannot be read", "d.tif: there is no such file", "leads out of the folder"):
-        assert name in done.stderr
-    assert "a: PSNR" in done.stderr
+        assert name in said
+    assert "a: PSNR" in said
 
     record = json.loads((tmp_path / "decloud_test" / "run.json").read_text())
     assert [item["name"] for item in record["items"]] == ["a", "b"]
@@ -80,11 +76,11 @@ def test_operations_are_counted_on_request(tmp_path: Path, weights: Path) -> Non
     write_triplet(tmp_path / "data", "ROIs1_spring_9_p1.tif")
     (tmp_path / "data" / "data.csv").write_text("1,s1,s2,s2_cloudy,ROIs1_spring_9_p1.tif")
     arguments = ["test", "--data", "data", "--weights", weights.name, "--crop-size", "32"]
-    done = decloud(tmp_path, *arguments, "--profile")
-    assert "GLF-CR: " in done.stderr
-    assert " GFLOP, " in done.stderr
-    assert "No image of the data set is in the split test" in done.stderr
-    assert "Already done" in decloud(tmp_path, *arguments).stderr
+    said = decloud(tmp_path, *arguments, "--profile")
+    assert "GLF-CR: " in said
+    assert " GFLOP, " in said
+    assert "No image of the data set is in the split test" in said
+    assert "Already done" in decloud(tmp_path, *arguments)
 
 
 def test_train_then_predict_a_scene(tmp_path: Path) -> None:
@@ -94,18 +90,18 @@ def test_train_then_predict_a_scene(tmp_path: Path) -> None:
     small = ("--features", "8", "--growth", "8", "--stages", "1", "--layers", "2")
     arguments = ["train", "--data", "data", "--out", "model", "--crop-size", "32", *small]
     first = decloud(tmp_path, *arguments, "--epochs", "1")
-    assert "Epoch 1 of 1: L1" in first.stderr
+    assert "Epoch 1 of 1: L1" in first
     longer = decloud(tmp_path, *arguments, "--epochs", "2")
-    assert "Epoch 2 of 2: L1" in longer.stderr
-    assert "Epoch 1 of 2: L1" not in longer.stderr, "it goes on where it was"
-    assert "training glf-cr" in decloud(tmp_path, *arguments, "--dry-run").stderr
+    assert "Epoch 2 of 2: L1" in longer
+    assert "Epoch 1 of 2: L1" not in longer, "it goes on where it was"
+    assert "training glf-cr" in decloud(tmp_path, *arguments, "--dry-run")
 
     numbers = clouded(ground((100, 140)))
     write_optical(tmp_path / "s2.tif", numbers)
     write_sar(tmp_path / "s1.tif", backscatter((100, 140)))
     scene = ("--s2", "s2.tif", "--s1", "s1.tif", "--weights", "model/model.safetensors", "--out", "clear.tif")
-    done = decloud(tmp_path, "predict", *scene, "--keep-clear", "--tile-size", "64", "--margin", "16")
-    assert "tiles of 64 pixels" in done.stderr
+    said = decloud(tmp_path, "predict", *scene, "--keep-clear", "--tile-size", "64", "--margin", "16")
+    assert "tiles of 64 pixels" in said
     with Raster(tmp_path / "clear.tif") as result:
         assert result.read_all().shape == numbers.shape
     assert (tmp_path / "clear_run" / "report.html").exists()
@@ -116,8 +112,8 @@ def test_scenes_split_between_training_and_validation_are_refused(tmp_path: Path
     for name in names:
         write_triplet(tmp_path / "data", name, (32, 32))
     (tmp_path / "data" / "data.csv").write_text(f"1,s1,s2,s2_cloudy,{names[0]}\n2,s1,s2,s2_cloudy,{names[1]}\n")
-    done = decloud(tmp_path, "train", "--data", "data", "--quiet", status=1)
-    assert "spring 1 in train and val" in done.stderr
+    said = decloud(tmp_path, "train", "--data", "data", "--quiet", status=1)
+    assert "spring 1 in train and val" in said
 
 
 def test_a_checkpoint_is_converted(tmp_path: Path) -> None:
@@ -140,6 +136,6 @@ def test_a_checkpoint_is_converted(tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments_get_one_clear_error(tmp_path: Path, weights: Path, arguments: list[str], problem: str) -> None:
-    done = decloud(tmp_path, *arguments, "--quiet", status=2 if "--crop-size" in problem or ".saf" in problem else 1)
-    assert problem in done.stderr
-    assert len([line for line in done.stderr.splitlines() if line.startswith("safelight:")]) == 1
+    said = decloud(tmp_path, *arguments, "--quiet", status=2 if "--crop-size" in problem or ".saf" in problem else 1)
+    assert problem in said
+    assert len([line for line in said.splitlines() if line.startswith("safelight:")]) == 1
