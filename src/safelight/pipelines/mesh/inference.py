@@ -23,7 +23,7 @@ _SHAPES = tuple((SIDE >> scale, SIDE >> scale, CHANNELS[scale]) for scale in REF
 _FLAT = sum(map(prod, _SHAPES))
 """Numbers in the maps of one view."""
 _VERTICES_ALIGNMENT = 64
-_IN_CACHE = 256
+IN_CACHE = 128
 """Vertices whose hypotheses are computed together on a CPU, so that they stay in its cache; a GPU wants all at once."""
 
 
@@ -195,4 +195,4 @@ def _no_cameras(samples: int, views: int) -> Cameras:
 
 
 def _most_vertices(executor: Executor) -> int | None:
-    return _IN_CACHE if executor.device.is_cpu else None
+    return IN_CACHE if executor.device.is_cpu else None

@@ -71,6 +71,10 @@ class CoarseNetwork(nn.Module):
         tuple of Tensor
             The vertices (samples, n, 3) after each block, in the first camera's frame; each level has more of them.
         """
+        with full_precision(images.device):
+            return self._deformed(images, cameras)
+
+    def _deformed(self, images: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor, Tensor]:
         maps = self._maps(images)
         points = self.coordinates.expand(len(images), -1, -1)
         hidden: Tensor | None = None
@@ -217,8 +221,9 @@ class LocalConvolution(GraphConvolution):
 def encode(encoder: nn.Module, images: Tensor, scales: range) -> list[Tensor]:
     """Return maps of all views, (samples, views, height, width, channels) each: points are looked up in them."""
     samples, views = images.shape[:2]
-    maps = encoder(images.flatten(0, 1), scales)
-    return [values.float().permute(0, 2, 3, 1).contiguous().unflatten(0, (samples, views)) for values in maps]
+    with full_precision(images.device):
+        maps = encoder(images.flatten(0, 1), scales)
+    return [values.permute(0, 2, 3, 1).contiguous().unflatten(0, (samples, views)) for values in maps]
 
 
 def unpool(x: Tensor, edges: Tensor) -> Tensor:
@@ -240,8 +245,7 @@ def _deform(x: Tensor, layers: nn.ModuleList, support: nn.Module) -> tuple[Tenso
             h = (h + before) / 2
             hidden = h
         before, x = x, h
-    with full_precision(x.device):
-        return layers[-1](x.float(), support), hidden
+    return layers[-1](x, support), hidden
 
 
 def _unit_origin_pixels(cameras: Cameras, points: Tensor) -> Tensor:

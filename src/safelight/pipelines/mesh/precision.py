@@ -1,4 +1,8 @@
-"""Where mixed precision ends: positions keep full precision."""
+"""Where mixed precision ends: all that decides where a vertex is looked up or placed keeps full precision.
+
+Mixed are the matrix products of the refining network's blocks alone: nine tenths of the arithmetic, whose result moves
+a vertex by 0.02 at most. The coarse network gives coordinates themselves; eight bits of them are half a pixel.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,7 @@ import torch
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context without mixed precision.
-
-    Numbers of eight bits would move vertices by 2⁻⁹ of their distance from the camera, about half a pixel.
-    """
+    """Return a context without mixed precision."""
     if not torch.amp.is_autocast_available(device.type):  # meta
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -75,11 +76,11 @@ def over_views(points: Tensor, features: Sequence[Tensor]) -> Tensor:
 
 
 def _mean_and_spread(values: Tensor) -> tuple[Tensor, Tensor]:
-    # In float64: the last bit decides where a vertex goes whose hypotheses fall on whole pixels. Not var_mean: over so
-    # few values it takes six times as long.
-    wide = values.to(torch.float64, copy=True)
-    mean = wide.mean(dim=1)
-    variance = wide.sub_(mean[:, None]).square_().mean(dim=1)
+    # In float64: the last bit decides where a vertex goes whose hypotheses fall on whole pixels. View by view: over so
+    # few values, reductions take half as long again, and var_mean six times as long.
+    views = [view.to(torch.float64, copy=True) for view in values.unbind(dim=1)]
+    mean = reduce(torch.add, views) / len(views)
+    variance = reduce(Tensor.add_, (view.sub_(mean).square_() for view in views)) / len(views)
     return mean.to(values.dtype), (variance.to(values.dtype) + SPREAD).sqrt()
 
 
