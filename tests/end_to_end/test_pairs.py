@@ -22,7 +22,7 @@ from safelight.pipelines.pairs import decoding
 from safelight.pipelines.pairs.loader import PairDataset
 from safelight.pipelines.pairs.manifest import read_yaml
 
-SHIFT_ERROR = {"Bayer": 0.05, "X-Trans": 0.1}
+SHIFT_ERROR = 0.05
 """Pixels by which a shift may be off."""
 OBJECT_IOU = 0.7
 
@@ -118,7 +118,7 @@ def test_the_samples_are_aligned_to_a_fraction_of_a_pixel(shared: Path, tmp_path
     assert lines.keys() == truth.keys()
     for name, line in lines.items():
         assert line["status"] == "ok", name
-        assert line["shift"] == pytest.approx(truth[name]["shift"], abs=SHIFT_ERROR[truth[name]["cfa"]]), name
+        assert line["shift"] == pytest.approx(truth[name]["shift"], abs=SHIFT_ERROR), name
         inserted = truth[name]["object_in_target"]
         if inserted:
             assert _overlap_of(tmp_path / "pairs" / line["mask"], inserted) >= OBJECT_IOU, name

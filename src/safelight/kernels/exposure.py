@@ -27,15 +27,16 @@ class PoissonGaussian:
     Parameters
     ----------
     slope, floor : float
-        Both 0 or more; tensors of one number within a kernel.
+        Both 0 or more.
     """
 
-    slope: float | Tensor
-    floor: float | Tensor
+    slope: float
+    floor: float
 
-    def variance(self, level: Tensor) -> Tensor:
-        """Return the variance at every level."""
-        return self.slope * level.clamp(min=0) + self.floor
+
+def noise_variance(level: Tensor, slope: Tensor, floor: Tensor) -> Tensor:
+    """Return the variance of Poisson-Gaussian noise at every level; both parameters of one number."""
+    return torch.addcmul(floor, level.clamp(min=0), slope)
 
 
 def block_light(anchor: Tensor, target: Tensor, usable: Tensor, side: int) -> Tensor:
@@ -266,7 +267,18 @@ def _gain_oracle(anchor: np.ndarray, target: np.ndarray) -> np.ndarray:
     return gains
 
 
+def _noise_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
+    level = torch.linspace(-0.1, 1.2, 12, dtype=torch.float64).view(3, 4)
+    slope, floor = torch.tensor((0.01, 1e-4), dtype=torch.float64).to(device, dtype)
+    yield Sample((level.to(device, dtype), slope, floor))
+
+
+def _noise_oracle(level: np.ndarray, slope: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    return np.asarray(slope * np.maximum(level, 0) + floor)
+
+
 KERNELS = (
+    KernelInfo("noise_variance", noise_variance, _noise_samples, _noise_oracle),
     KernelInfo("block_light", block_light, _light_samples, _light_oracle),
     KernelInfo("offset_by_level", offset_by_level, _curve_samples, _offset_oracle),
     KernelInfo("at_even_levels", at_even_levels, _even_samples, _even_oracle),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy.ndimage import rotate
 
 from exposures import (
@@ -36,7 +37,7 @@ from safelight.core.plan import Corrections
 from safelight.formats.raw import RawFrame
 from safelight.pipelines.pairs.alignment import PairAlignment, align, prepare
 from safelight.pipelines.pairs.masks import mask
-from safelight.pipelines.pairs.options import MIN_CONFIDENCE
+from safelight.pipelines.pairs.options import MIN_CONFIDENCE, Method
 
 SIZE = (400 + 2 * MARGIN, 804 + 2 * MARGIN)
 WHOLE: tuple[Shift, ...] = ((2, -4), (-6, 8), (3, -5), (-7, 11), (-1, 0))
@@ -58,9 +59,9 @@ def executor(virtual: VirtualDevice | None = None, folder: Path | None = None) -
     return Executor(Device(torch.device("cpu")), EventLog(), virtual=virtual, corrections=Corrections(folder))
 
 
-def align_frames(clean: RawFrame, noisy: RawFrame) -> PairAlignment:
+def align_frames(clean: RawFrame, noisy: RawFrame, method: Method = "phase") -> PairAlignment:
     run = executor()
-    return align(prepare(clean, run), noisy, run)
+    return align(prepare(clean, run), noisy, run, method=method)
 
 
 def error_of(found: PairAlignment, shift: Shift) -> float:
@@ -97,6 +98,42 @@ def test_shifts_of_photographs_are_as_exact(
     found = errors(photographs, BAYER["RGGB"] if sensor == "bayer" else XTRANS, HIGH)
     assert np.median(found) <= median
     assert max(found) <= worst
+
+
+@pytest.mark.parametrize("pattern", [BAYER["RGGB"], XTRANS], ids=["bayer", "x-trans"])
+def test_the_greatest_correlation_is_as_exact(scenes: list[Floats], pattern: Pattern) -> None:
+    shift = (5.63, -3.4)
+    clean, noisy = make_pair(scenes[0], pattern, shift, full_well=HIGH)
+    found = [align_frames(clean, noisy, method) for method in ("phase", "ecc")]
+    assert found[0].shift != found[1].shift
+    assert max(error_of(one, shift) for one in found) < 0.12
+
+
+@pytest.mark.parametrize("method", ["phase", "ecc"])
+def test_the_shift_of_large_frames_whose_search_is_binned(method: Method) -> None:
+    """The search gives a shift of several pixels' steps; what follows must not be drawn to it."""
+    scene = texture(1900, 2100, 4)
+    clean, noisy = make_pair(scene, BAYER["RGGB"], (7, -3), full_well=LOW)
+    assert error_of(align_frames(clean, noisy, method), (7, -3)) < 0.01
+
+
+def test_a_colour_without_light_has_the_gain_of_all(scenes: list[Floats]) -> None:
+    scene = scenes[0] * np.array([0.0, 1.0, 1.0])[:, None, None]
+    clean, noisy = (
+        replace(frame, mosaic=_without_red(frame.mosaic)) for frame in make_pair(scene, BAYER["RGGB"], (4, -2))
+    )
+    found = align_frames(clean, noisy)
+    assert found.status == "ok"
+    assert found.rgb_gain == pytest.approx((1 / 0.45,) * 3, rel=0.03)
+    assert found.rgb_gain[0] == found.raw_gain
+    run = executor()
+    assert mask(prepare(clean, run), noisy, found, run).usable > 0.95
+
+
+def _without_red(mosaic: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    dark = mosaic.copy()
+    dark[::2, ::2] = BLACK
+    return dark
 
 
 @pytest.mark.parametrize("name", BAYER)

@@ -16,7 +16,7 @@ from safelight.core.kernel import Kernel
 from safelight.core.stream import TensorSink, TensorSource
 from safelight.formats.raw import RawFrame
 from safelight.kernels.cfa import Tile, cell_side, interpolate_colours, normalise
-from safelight.kernels.exposure import PoissonGaussian, at_even_levels, at_level
+from safelight.kernels.exposure import at_even_levels, at_level, noise_variance
 from safelight.kernels.loss_mask import (
     CLIPPED_ANCHOR,
     CLIPPED_TARGET,
@@ -147,7 +147,7 @@ def _noise_rows(
     missed = torch.zeros_like(first[0])
     texture = local_range(first).mul_(TEXTURE)
     for colour, (slope, floor) in enumerate(noise):
-        sigma = PoissonGaussian(slope, floor).variance(first[colour]).sqrt_()
+        sigma = noise_variance(first[colour], slope, floor).sqrt_()
         second[colour].mul_(gain[colour]).sub_(first[colour]).sub_(at_level(curves[colour], first[colour])).div_(sigma)
         missed = torch.maximum(missed, texture[colour].div_(sigma))
     kept = opened(~moved_pixels(second, missed, usable.all(0)))

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from safelight.core.options import CommonOptions
 
 SensorChoice = Literal["all", "bayer", "x-trans"]
+Method = Literal["phase", "ecc"]
 MaskMethod = Literal["noise", "upstream"]
 CropFormat = Literal["npz", "npy", "tiff", "exr", "dng", "none"]
 
@@ -30,6 +31,12 @@ class RunOptions(CommonOptions):
     sensor: SensorChoice = _field("Scenes", "all", "Only scenes of this colour filter array.")
     scene: tuple[str, ...] = _field("Scenes", (), "Only scenes of this name; * stands for anything.")
 
+    method: Method = _field(
+        "Alignment",
+        "phase",
+        "How a shift's fraction is found: phase by the phases of both spectra, ecc from there on by the greatest "
+        "correlation, which takes longer.",
+    )
     min_confidence: float = _field(
         "Alignment",
         MIN_CONFIDENCE,

@@ -167,9 +167,10 @@ def _groups(files: Sequence[FrameFile]) -> Iterator[list[FrameFile]]:
 
 def _pair(work: _SceneWork, gt: Decoded, anchor: Anchor, noisy: Decoded, frame: RawFrame) -> Line:
     """Align one pair and write its mask, preview and crops."""
-    alignment = align(anchor, frame, work.context.executor, work.options.min_confidence)
-    found = mask(anchor, frame, alignment, work.context.executor, work.options.mask)
-    line = make_line(work.scene.name, gt, noisy, alignment, mask_facts(found.bits), work.options, work.settings)
+    options = work.options
+    alignment = align(anchor, frame, work.context.executor, options.min_confidence, options.method)
+    found = mask(anchor, frame, alignment, work.context.executor, options.mask)
+    line = make_line(work.scene.name, gt, noisy, alignment, mask_facts(found.bits), options, work.settings)
     if alignment.reason is not None:
         notice = Event(_NOTICES[alignment.reason], Severity.WARNING, {"gt": gt.file.name, "noisy": noisy.file.name})
         work.context.events.emit(notice.key, notice.severity, **notice.data)
