@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import inspect
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
@@ -15,8 +17,8 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter, T
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from safelight import __version__
-from safelight.core.errors import CancelledError, SafelightError, UsageError
+from safelight import __version__, streams
+from safelight.core.errors import CancelledError, SafelightError, UsageError, as_failure
 from safelight.core.options import COMMON_PANEL, OWN_PANEL, Settings, flag, panel_of
 from safelight.core.registry import registered
 
@@ -41,12 +43,14 @@ Act = Callable[["Pipeline", "Command[Any]", "Gathered[Any]"], int]
 
 def main() -> None:
     """Run the command line of this process and exit with its status."""
+    streams.settle()
     try:
         status = run(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # as in: safelight history | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
-        status = READER_GONE
+    except OSError as error:
+        streams.lead_to_nothing(sys.stdout)  # else Python complains when it ends
+        is_gone = isinstance(error, BrokenPipeError)  # as in: safelight history | head
+        status = READER_GONE if is_gone else _fail(str(as_failure(error)), SafelightError.exit_status)
     sys.exit(status)
 
 
@@ -74,7 +78,7 @@ def _run(arguments: Sequence[str], act: Act) -> int:
 
 
 def _fail(sentence: str, status: int) -> int:
-    sys.stderr.write(f"safelight: {sentence}\n")
+    streams.Patient(sys.stderr).write(f"safelight: {sentence}\n")
     return status
 
 
@@ -175,10 +179,24 @@ def _do(pipeline: Pipeline, command: Command[Any], gathered: Gathered[Any]) -> i
     if not before.lost:  # else the process before this one has said it
         gathered.say(events)
     try:
-        outcome = run_command(pipeline, command, options, events, console.progress, before)
+        with _heeding_interrupts():
+            outcome = run_command(pipeline, command, options, events, console.progress, before)
     finally:
         console.close()
     return outcome.exit_status if outcome.handover is None else _go_on(outcome.handover)
+
+
+@contextmanager
+def _heeding_interrupts() -> Iterator[None]:
+    """Have Ctrl-C raise KeyboardInterrupt in the block; elsewhere nothing is to be kept, and the system ends us."""
+    is_fatal = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    if is_fatal:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if is_fatal:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _go_on(handover: Path) -> int:
@@ -205,11 +223,11 @@ def demo(pipeline: str = "denoise", *, out: Path = Path("demo")) -> int:
     out
         Folder for the input, the result and the report.
     """
-    entry = registered().get(pipeline)
-    value: Pipeline | None = entry.load() if entry else None
-    if value is None or value.demo is None:
-        raise UsageError(f"there is no demo called {pipeline!r}", expected=", ".join(sorted(registered())))
-    arguments = [pipeline, *value.demo(out)]
+    pipelines: list[Pipeline] = [point.load() for point in registered().values()]
+    demos = {each.name: each.demo for each in pipelines if each.demo is not None}
+    if pipeline not in demos:
+        raise UsageError(f"there is no demo called {pipeline!r}", expected=" or ".join(demos))
+    arguments = [pipeline, *demos[pipeline](out)]
     sys.stdout.write(f"$ safelight {' '.join(arguments)}\n")
     sys.stdout.flush()
     return run(arguments)
@@ -267,7 +285,7 @@ def plan(
         Its command line without 'safelight'.
     """
     _demand_job(job, "safelight plan denoise run stack.tif")
-    return run([*job, "--dry-run"])
+    return run([*job[:2], "--dry-run", *job[2:]])  # not at the end, where "--" may make names of all that follow
 
 
 def settings(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, cast
 
 from safelight.core.events import Event, Severity, Value
 from safelight.core.messages import choose_language, translate
 from safelight.core.options import CommonOptions
+from safelight.streams import Patient, lead_to_nothing
 
 if TYPE_CHECKING:
     from rich.console import Console as Terminal
@@ -75,7 +75,7 @@ class Console:
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
         except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # from now on
+            lead_to_nothing(sys.stdout)
             self._json, self._quiet, self._least = False, True, Severity.WARNING
             self.show(Event("output_closed", Severity.WARNING, {"reason": error.strerror or str(error)}))
 
@@ -91,7 +91,7 @@ class Console:
         if self._bar is None or key != self._task_key:
             self.close()
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TextColumn("{task.percentage:>3.0f}%"),
                 TimeElapsedColumn(),
@@ -121,12 +121,6 @@ class Console:
 
 
 def _terminal(stream: TextIO) -> Terminal:
-    """Return a terminal that falls silent when nobody reads it any more; rich's own ends the process."""
     from rich.console import Console as Terminal
 
-    class Patient(Terminal):
-        def on_broken_pipe(self) -> None:
-            self.quiet = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-    return Patient(file=stream, highlight=False, soft_wrap=True)
+    return Terminal(file=cast("TextIO", Patient(stream)), highlight=False, soft_wrap=True)

@@ -162,6 +162,86 @@ def test_a_closed_pipe_is_no_accident(home: Path, arguments: str) -> None:
     assert outcome.stderr == ""
 
 
+def shell(home: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in which $safelight is the program."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(home / "site"),
+        "SAFELIGHT_LANG": "en",
+        "safelight": f"{sys.executable} -m safelight",
+    }
+    return subprocess.run(["sh", "-c", script], cwd=home, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows' shell cannot close streams")
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "--json >&-"])
+def test_closed_streams_stop_nobody_and_mix_with_no_file(home: Path, closed: str) -> None:
+    outcome = shell(home, f"$safelight {' '.join(COPY)} {closed}")
+    assert outcome.returncode == 0, outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    lines = (home / "out" / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines][-1] == "run_finished"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux' /dev/full")
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (f"{' '.join(COPY)} 2>/dev/full", 0),  # messages stop no run
+        ("history >/dev/full", 1),
+        ("--help >/dev/full", 1),
+    ],
+)
+def test_a_full_disk_behind_a_stream_is_no_accident(home: Path, line: str, status: int) -> None:
+    append(home / "results", {"timestamp": "2026-01-01T01", "model_name": "a", "averages": {}})
+    outcome = shell(home, f"$safelight {line}")
+    assert outcome.returncode == status, outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert ("No space left" in outcome.stderr) == bool(status)
+
+
+def test_a_terminal_that_lacks_characters_shows_their_numbers(home: Path) -> None:
+    entry = {"timestamp": "2026-01-01T01", "model_name": "débruité", "averages": {}}
+    append(home / "results", entry)
+    outcome = shell(home, "PYTHONIOENCODING=ascii $safelight history")
+    assert outcome.returncode == 0, outcome.stderr
+    assert "d\\xe9bruit\\xe9" in outcome.stdout
+
+
+@pytest.fixture
+def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same folder, its pipeline for ``prompt``."""
+    monkeypatch.syspath_prepend(home / "site")
+    monkeypatch.delitem(sys.modules, "copyline", raising=False)
+    return home
+
+
+def test_what_the_system_refuses_before_the_first_item_is_said_in_a_sentence(here: Path) -> None:
+    answer = prompt(here, *COPY[:2], "nowhere", *COPY[3:])
+    assert answer.status == 1
+    assert "safelight: nowhere: No such file or directory." in answer.said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+def test_ctrl_c_while_modules_load_ends_without_a_word(home: Path) -> None:
+    loading = home / "loading"
+    with (home / "site" / "copyline.py").open("a") as module:
+        module.write(f"Path({str(loading)!r}).touch()\ntime.sleep(120)\n")
+    process = start(home, "--help")
+    deadline = time.monotonic() + 60
+    while not loading.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert finish(process) == (-signal.SIGINT, "", "")
+
+
+def test_a_plan_runs_nothing_even_where_names_follow_a_dash(here: Path) -> None:
+    answer = prompt(here, "plan", *COPY[:2], *COPY[3:], "--", "--", "texts")
+    assert answer.status == 0
+    assert "Would do a, into out" in answer.said
+    assert not (here / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -180,7 +260,8 @@ def test_a_closed_pipe_is_no_accident(home: Path, arguments: str) -> None:
         ("plan denoise", "safelight plan denoise run"),
         ("plan doctor now", "'doctor now' is no job"),
         ("history --last 0", "--last 0"),
-        ("demo nothing", "there is no demo called 'nothing'"),
+        ("demo nothing", "there is no demo called 'nothing'. Expected: denoise."),
+        ("demo mosaic", "there is no demo called 'mosaic'. Expected: denoise."),
     ],
 )
 def test_a_wrong_word_is_answered_in_a_sentence(

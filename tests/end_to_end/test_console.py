@@ -90,3 +90,18 @@ def test_names_are_no_markup() -> None:
     stream = io.StringIO()
     Console(CommonOptions(lang="en"), stream).show(Event("item_skipped", data={"name": "[red]cells[0]"}))
     assert shown(stream) == ["Already done: [red]cells[0]"]
+
+
+class Window(io.StringIO):
+    """A terminal's window."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_names_are_no_markup_in_a_progress_bar_either() -> None:
+    window = Window()
+    view = Console(CommonOptions(lang="en"), window)
+    for done in (1, 2):
+        view.progress(done, 2, "denoising_progress", name="[/red]cells")
+    assert "Denoising [/red]cells" in window.getvalue()

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from safelight.core.device import compiled_graphs
-from safelight.core.errors import DeviceError, SafelightError
+from safelight.core.errors import DeviceError, SafelightError, as_failure
 from safelight.core.events import EventLog, Severity, Value
 from safelight.core.execute import Executor
 from safelight.core.pipeline import Found, Item, Record
 from safelight.core.run import Run
-from safelight.core.worker import Done, Failed, Usage, as_failure
+from safelight.core.worker import Done, Failed, Usage
 
 LOSSES_PER_ITEM = 2
 """How often the device may be lost at an item; then the item has failed."""

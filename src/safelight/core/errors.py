@@ -15,6 +15,7 @@ SafelightError
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _MEBIBYTE = 2**20
@@ -129,3 +130,11 @@ class CancelledError(SafelightError):
     """The user stopped the run."""
 
     exit_status = 130
+
+
+def as_failure(error: SafelightError | OSError) -> SafelightError:
+    """Return the error for people: what the system refuses is an input's failure, with the file that it names."""
+    if isinstance(error, SafelightError):
+        return error
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None  # it may be a number
+    return InputError(error.strerror or str(error) or type(error).__name__, path=path)

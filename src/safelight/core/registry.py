@@ -13,8 +13,10 @@ GROUP = "safelight.pipelines"
 
 def registered() -> dict[str, EntryPoint]:
     """Return the entry point of every pipeline by name, sorted; of two with one name, the first."""
-    points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
-    return {point.name: point for point in reversed(points)}
+    points: dict[str, EntryPoint] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        points.setdefault(point.name, point)
+    return points
 
 
 def find(pipeline: str, command: str) -> tuple[Pipeline, Command[Any]]:
@@ -27,7 +29,7 @@ def find(pipeline: str, command: str) -> tuple[Pipeline, Command[Any]]:
     """
     points = registered()
     if pipeline not in points:
-        raise UsageError(f"there is no pipeline {pipeline!r}", expected=", ".join(sorted(points)))
+        raise UsageError(f"there is no pipeline {pipeline!r}", expected=", ".join(points))
     owner: Pipeline = points[pipeline].load()
     commands = {each.name: each for each in owner.commands}
     if command not in commands:

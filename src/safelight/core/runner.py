@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -13,7 +14,7 @@ from safelight.core.books import Books
 from safelight.core.books import Outcome as Outcome  # what run_command returns
 from safelight.core.cluster import ClusterPool, check_cluster
 from safelight.core.device import select
-from safelight.core.errors import CancelledError, NothingToDoError
+from safelight.core.errors import CancelledError, NothingToDoError, as_failure
 from safelight.core.events import EventLog, Severity, Value
 from safelight.core.execute import Executor
 from safelight.core.handover import Handover
@@ -31,6 +32,16 @@ PREPARATION = "(preparation)"
 """Stands for ``prepare`` among the names of items at which the device was lost."""
 
 
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Turn what the system refuses outside of the items, such as to list a folder, into an error for people."""
+    try:
+        yield
+    except OSError as error:
+        raise as_failure(error) from error
+
+
+@_in_words()
 def run_command(
     pipeline: Pipeline,
     command: Command[Any],

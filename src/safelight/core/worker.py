@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from safelight.core.device import compiled_graphs, select
-from safelight.core.errors import InputError, SafelightError, UsageError, WorkerError
+from safelight.core.errors import SafelightError, UsageError, WorkerError, as_failure
 from safelight.core.events import Event, EventLog, Severity, Value
 from safelight.core.execute import Executor, Measured
 from safelight.core.files import scratch_file
@@ -148,13 +148,6 @@ def attempt(process: Process, item: Item, options: CommonOptions, context: Conte
     except (SafelightError, OSError) as error:
         return Failed(as_failure(error))
     return Done(record, time.monotonic() - started)
-
-
-def as_failure(error: SafelightError | OSError) -> SafelightError:
-    """Return the error for people of an item that cannot be done."""
-    if isinstance(error, SafelightError):
-        return error
-    return InputError(error.strerror or str(error), path=error.filename)
 
 
 class Worker:
