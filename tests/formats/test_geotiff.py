@@ -81,3 +81,11 @@ def test_a_damaged_image_is_found_when_it_is_read(tmp_path: Path) -> None:
 def test_a_missing_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.tif: there is no such file"):
         Raster(tmp_path / "none.tif")
+
+
+def test_an_overview_is_every_so_many_pixels(tmp_path: Path) -> None:
+    rows, columns = np.indices((1300, 900), dtype=np.float32)
+    write_geotiff(tmp_path / "a.tif", np.stack([rows, columns]), header(2, (1300, 900), np.float32))
+    with Raster(tmp_path / "a.tif") as raster:
+        small = raster.overview(100)
+    assert np.array_equal(small, np.stack([rows, columns])[:, ::13, ::13])

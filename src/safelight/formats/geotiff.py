@@ -29,6 +29,13 @@ except ImportError as error:
 
 _BLOCK = 512
 _LONGEST_NAME = 40
+_COG = {
+    "driver": "COG",
+    "compress": "deflate",
+    "predictor": 2,
+    "bigtiff": "if_safer",
+    "overview_resampling": "average",  # the default, cubic, is slow and overshoots at the edges of missing data
+}
 _CACHE_MEGABYTES = 64
 """What GDAL may keep of blocks that were read or are to be written; by default it takes a share of all memory."""
 
@@ -147,12 +154,20 @@ class Raster:
         return self.read(slice(0, self.header.grid.height), slice(0, self.header.grid.width))
 
     def overview(self, most: int) -> np.ndarray:
-        """Return the whole image, no side longer than so many pixels: every so many pixels one."""
-        grid = self.header.grid
-        step = max(-(-max(grid.height, grid.width) // most), 1)
-        with _errors(self.path):
-            shape = (self.header.bands, -(-grid.height // step), -(-grid.width // step))
-            pixels: np.ndarray = self._view.read(out_shape=shape)
+        """Return the whole image, no side longer than so many pixels: every so many pixels one.
+
+        GDAL would decode every block anew for each row that it takes from it: blocks are read whole.
+        """
+        height, width = self.header.grid.height, self.header.grid.width
+        step = max(-(-max(height, width) // most), 1)
+        side = max(_BLOCK // step, 1) * step
+        pixels = np.empty((self.header.bands, -(-height // step), -(-width // step)), self.header.dtype)
+        for row in range(0, height, side):
+            for column in range(0, width, side):
+                part = self.read(slice(row, min(row + side, height)), slice(column, min(column + side, width)))
+                small = part[:, ::step, ::step]
+                top, left = row // step, column // step
+                pixels[:, top : top + small.shape[1], left : left + small.shape[2]] = small
         return pixels
 
     def close(self) -> None:
@@ -220,7 +235,7 @@ def create_cog(path: Path, header: Header) -> Iterator[RasterWriter]:
         "tiled": True,
         "blockxsize": _BLOCK,
         "blockysize": _BLOCK,
-        "interleave": "pixel",
+        "interleave": "band",
         "bigtiff": "if_safer",
     }
     with atomic_write(path) as temporary:
@@ -230,7 +245,8 @@ def create_cog(path: Path, header: Header) -> Iterator[RasterWriter]:
                 with rasterio.open(draft, "w", **profile) as file:
                     _describe(file, header)
                     yield RasterWriter(file)
-                copy_raster(draft, temporary, driver="COG", compress="deflate", predictor=2, bigtiff="if_safer")
+                with rasterio.Env(COG_TMP_COMPRESSION="NONE"):  # compressing the draft's overviews takes longest of all
+                    copy_raster(draft, temporary, **_COG)
         finally:
             draft.unlink(missing_ok=True)
 
