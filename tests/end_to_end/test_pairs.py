@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dng import BAYER, SceneMaker, make_dataset, with_sha1, write_dng
+from dng import BAYER, XTRANS, SceneMaker, make_dataset, with_sha1, write_dng
 from safelight.cli import run
 from safelight.pipelines.pairs import decoding
 from safelight.pipelines.pairs.loader import PairDataset
@@ -190,6 +190,40 @@ def test_frames_that_are_no_pair_are_flagged(tmp_path: Path, capsys: pytest.Capt
         assert not lines[name]["crops"]
     said = capsys.readouterr().err
     assert "desk/dark.dng cannot be paired with desk/gt/a.dng" in said
+
+
+def test_a_plan_says_the_peak_and_decodes_nothing(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(decoding, "read_raw", lambda *_: pytest.fail("decoded a frame"))
+    assert run(["plan", "pairs", "run", str(dataset), "--out", str(tmp_path / "pairs")]) == 0
+    said = capsys.readouterr().err
+    assert "1 ground truth(s) and 2 noisy frame(s) of up to 360×240 pixels" in said
+    assert "MiB at most" in said
+    for kernel in ("pair_grey", "pair_sample", "pair_mask_noise"):
+        assert said.count(f"Plan: {kernel}") == 2, "a scene each"
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_frames_of_another_sensor_than_asked_for_are_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = tmp_path / "in" / "desk"
+    SceneMaker().write(scene / "gt" / "a.dng")
+    SceneMaker().write(scene / "b.dng", (2, 2), seed=2)
+    SceneMaker(size=(246, 366), pattern=XTRANS).write(scene / "c.dng", seed=3)
+    assert pairs(tmp_path / "in", tmp_path / "pairs", "--sensor", "bayer", "--strict") == 0
+    assert "Passed over desk/c.dng: its sensor is x-trans" in capsys.readouterr().err
+    assert [Path(line["noisy"]).name for line in manifest(tmp_path / "pairs")] == ["b.dng"]
+
+
+def test_it_is_said_why_aligned_pairs_are_not_accepted(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = ("--max-alignment-loss", "0.001")
+    assert pairs(dataset, tmp_path / "pairs", "--scene", "wall", "--format", "none", *limit) == 0
+    assert "2 pair(s) by their loss (--max-alignment-loss 0.001), 0 by their mask" in capsys.readouterr().err
+    assert "(not accepted: loss)" in (tmp_path / "pairs" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("pattern", ["BGGR", "GRBG", "GBRG"])

@@ -22,6 +22,7 @@ RUN = Command(
     find_items=deferred(f"{_ROOM}.items:find_items"),
     process=deferred(f"{_ROOM}.process:pair_scene"),
     finish=deferred(f"{_ROOM}.process:write_manifest"),
+    plan=deferred(f"{_ROOM}.planning:plan"),
     audit=deferred(f"{_ROOM}.process:missed_checks"),
     report=deferred(f"{_ROOM}.report:write_report"),
     without_result=frozenset({"input", "scene"}),

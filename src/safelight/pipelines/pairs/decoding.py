@@ -16,6 +16,10 @@ THREADS = 2
 """LibRaw lets other threads run while it decodes; more of them than the maths can follow only take memory."""
 AHEAD_BYTES = 200_000_000
 """Most bytes of frames that are decoded or being decoded ahead; one frame always is."""
+ANCHORS_BYTES = 400_000_000
+"""Most bytes of ground truths held at once; more of them take turns, and the noisy frames are decoded again."""
+_ANCHOR_COPIES = 2
+"""A prepared ground truth takes its mosaic, its grey image and its spectrum: about twice the mosaic."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,18 @@ def decode_ahead(files: Sequence[FrameFile]) -> Iterator[Decoded]:
 def frames_ahead(file: FrameFile) -> int:
     """Return how many frames of a size are decoded ahead."""
     return min(max(AHEAD_BYTES // file.size.decoded_bytes, 1), THREADS)
+
+
+def anchor_groups(files: Sequence[FrameFile]) -> Iterator[list[FrameFile]]:
+    """Return ground truths in groups that memory holds, at least one each."""
+    group: list[FrameFile] = []
+    for file in files:
+        if group and _ANCHOR_COPIES * sum(f.size.decoded_bytes for f in (*group, file)) > ANCHORS_BYTES:
+            yield group
+            group = []
+        group.append(file)
+    if group:
+        yield group
 
 
 def _sha1(file: FrameFile) -> str:

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ SCENES = "scenes"
 """Folder of the lines of each scene, from which the manifest is put together."""
 
 Line = dict[str, Any]
+Limit = Literal["loss", "mask"]
 BITS = {"moved": MOVED, "clipped_gt": CLIPPED_ANCHOR, "clipped_noisy": CLIPPED_TARGET, "outside": OUTSIDE}
 _DIGITS = 5
 _COUNTED_ROWS = 256
@@ -77,6 +78,8 @@ def make_line(
     assert gt.frame is not None
     assert noisy.frame is not None
     found = alignment.overlap is not None
+    loss = _number(alignment.alignment_loss)
+    unmet = unmet_limits(loss, facts["mask_mean"], options.max_alignment_loss, options.min_mask_mean)
     return {
         "gt": gt.file.name,
         "noisy": noisy.file.name,
@@ -84,7 +87,7 @@ def make_line(
         "sensor": gt.frame.sensor,
         "status": alignment.status,
         "reason": alignment.reason,
-        "accepted": _is_accepted(alignment, facts["mask_mean"], options),
+        "accepted": alignment.status == "ok" and not unmet,
         "shift": _numbers(alignment.shift) if found else None,
         "shift_integer": list(alignment.shift_integer) if found else None,
         "shift_lattice": list(alignment.shift_lattice) if found else None,
@@ -93,7 +96,7 @@ def make_line(
         "confidence": _number(alignment.confidence),
         "raw_gain": _number(alignment.raw_gain),
         "rgb_gain": _numbers(alignment.rgb_gain) if found else None,
-        "alignment_loss": _number(alignment.alignment_loss),
+        "alignment_loss": loss,
         "mask": None,
         "mask_method": options.mask,
         **facts,
@@ -105,6 +108,12 @@ def make_line(
         "version": __version__,
         "settings": settings,
     }
+
+
+def unmet_limits(loss: float | None, mask_mean: float, max_loss: float, min_mask_mean: float) -> list[Limit]:
+    """Return which of the limits for accepted pairs a pair does not keep."""
+    kept: dict[Limit, bool] = {"loss": loss is not None and loss <= max_loss, "mask": mask_mean >= min_mask_mean}
+    return [limit for limit, is_kept in kept.items() if not is_kept]
 
 
 def settings_digest(options: Mapping[str, Any]) -> str:
@@ -256,11 +265,6 @@ def _yaml() -> Any:
     except ImportError as error:
         raise UsageError("YAML files need PyYAML", remedy="pip install 'safelight[raw]'") from error
     return yaml
-
-
-def _is_accepted(alignment: PairAlignment, mask_mean: float, options: RunOptions) -> bool:
-    good = alignment.status == "ok" and mask_mean >= options.min_mask_mean
-    return good and alignment.alignment_loss <= options.max_alignment_loss
 
 
 def _frame_facts(decoded: Decoded) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def mask(
     levels = levels_of(anchor.frame, target)
     sink = _BitSink(inside)
     if method == "noise" and alignment.status != "failed":
-        executor.map(_noise_kernel(levels, alignment, overlap), rows, sink, most_rows=PART_ROWS)
+        executor.map(noise_kernel(levels, alignment, overlap), rows, sink, most_rows=PART_ROWS)
         return PairMask(bits, _usable(inside))
     clipped = Kernel("pair_clipped", partial(clipped_rows, tile=overlap.tile), (levels,))
     executor.map(clipped, rows, sink, most_rows=PART_ROWS)
@@ -132,7 +132,7 @@ def clipped_rows(rows: Tensor, levels: Tensor, *, tile: Tile) -> Tensor:
     return CLIPPED_ANCHOR * anchor + CLIPPED_TARGET * target
 
 
-def _noise_kernel(levels: Tensor, alignment: PairAlignment, overlap: Overlap) -> Kernel:
+def noise_kernel(levels: Tensor, alignment: PairAlignment, overlap: Overlap) -> Kernel:
     """Return the kernel of a mask that compares with the noise; what changes from pair to pair are its constants."""
     noise = torch.tensor([[fit.slope, fit.floor] for fit in alignment.noise])
     curves = torch.stack([at_even_levels(curve, OFFSET_LEVELS) for curve in alignment.offsets])

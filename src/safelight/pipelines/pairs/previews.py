@@ -82,12 +82,12 @@ def _colours(mosaic: NDArray[np.uint16], frame: RawFrame, tile: Tile, step: int)
 
 
 def _on_overlap(mask: NDArray[np.uint8], overlap: Overlap, step: int) -> NDArray[np.uint8]:
-    """Return all bits that are set in every so many-th tile of the overlap."""
+    """Return the bits of every so many-th tile of the overlap, (height, width, sites)."""
     period = len(overlap.tile)
     (y, x), (height, width) = overlap.target, overlap.shape
     tiles = mask[y : y + height, x : x + width].reshape(height // period, period, width // period, period)
-    bits: NDArray[np.uint8] = np.bitwise_or.reduce(tiles[::step, :, ::step], axis=(1, 3))
-    return bits
+    kept = tiles[::step, :, ::step].transpose(0, 2, 1, 3)
+    return kept.reshape(*kept.shape[:2], -1)
 
 
 def _shown(linear: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -95,9 +95,11 @@ def _shown(linear: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def _masked(linear: NDArray[np.floating], bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture in grey, coloured as far as sites of a tile are marked."""
     shown = _shown(np.repeat(linear.mean(axis=-1, keepdims=True), 3, axis=-1))
     for bit, colour in _COLOURS.items():
-        shown[(bits & bit) > 0] = colour
+        share = ((bits & bit) > 0).mean(axis=-1, keepdims=True)
+        shown = (shown * (1 - share) + np.array(colour) * share).round().astype(np.uint8)
     return shown
 
 

@@ -19,7 +19,7 @@ from safelight.formats.raw import RawFrame
 from safelight.pipelines.pairs import RUN
 from safelight.pipelines.pairs.alignment import Anchor, PairAlignment, Reason, align, prepare
 from safelight.pipelines.pairs.crops import first_tile, lay_out, write_crops
-from safelight.pipelines.pairs.decoding import Decoded, decode_ahead
+from safelight.pipelines.pairs.decoding import Decoded, anchor_groups, decode_ahead
 from safelight.pipelines.pairs.items import CROPS, FrameFile, Scene
 from safelight.pipelines.pairs.manifest import (
     MANIFEST,
@@ -31,6 +31,7 @@ from safelight.pipelines.pairs.manifest import (
     mask_facts,
     read_lines,
     settings_digest,
+    unmet_limits,
     write_lines,
     write_parquet,
     write_yaml,
@@ -41,11 +42,6 @@ from safelight.pipelines.pairs.previews import write_preview
 
 MASKS = "masks"
 PREVIEWS = "previews"
-ANCHORS_BYTES = 400_000_000
-"""Most bytes of ground truths held at once; more of them take turns, and the noisy frames are decoded again."""
-
-_ANCHOR_COPIES = 2
-"""A prepared ground truth takes its mosaic, its grey image and its spectrum: about twice the mosaic."""
 _PNG_EFFORT = 3
 _NOTICES: Mapping[Reason, str] = {
     "other_sensor": "pair_other_sensor",
@@ -75,22 +71,21 @@ class _SceneWork:
     def usable(self, files: Sequence[FrameFile]) -> Iterator[tuple[Decoded, RawFrame]]:
         """Decode frames; those that cannot be used are left out by name, once."""
         for decoded in decode_ahead([file for file in files if file.name not in self.left_out]):
-            error = decoded.error or self._unwanted(decoded)
+            name, frame, error = decoded.file.name, decoded.frame, decoded.error or self._duplicate(decoded)
             if error is not None:
-                self.left_out[decoded.file.name] = str(error)
-                self.context.events.warning("frame_left_out", name=decoded.file.name, error=str(error))
-            elif decoded.frame is not None:
-                yield decoded, decoded.frame
+                self.left_out[name] = str(error)
+                self.context.events.warning("frame_left_out", name=name, error=str(error))
+            elif frame is not None and self.options.sensor not in ("all", frame.sensor):
+                self.context.events.info("frame_of_other_sensor", name=name, sensor=frame.sensor)
+            elif frame is not None:
+                yield decoded, frame
 
-    def _unwanted(self, decoded: Decoded) -> SafelightError | None:
-        name, path = decoded.file.name, decoded.file.path
+    def _duplicate(self, decoded: Decoded) -> SafelightError | None:
+        name = decoded.file.name
         other = self.known.setdefault(decoded.sha1, name)
-        if other != name:
-            return InputError(f"is a duplicate: {other} has the same content", path=path)
-        wanted, frame = self.options.sensor, decoded.frame
-        if frame is not None and wanted not in ("all", frame.sensor):
-            return InputError(f"is of a {frame.sensor} sensor", path=path, expected=f"--sensor {wanted}")
-        return None
+        if other == name:
+            return None
+        return InputError(f"is a duplicate: {other} has the same content", path=decoded.file.path)
 
 
 def pair_scene(item: Item, options: RunOptions, context: Context, _: object) -> Record:
@@ -101,7 +96,7 @@ def pair_scene(item: Item, options: RunOptions, context: Context, _: object) -> 
     scene: Scene = item.payload
     work = _SceneWork(scene, options, context, settings_digest(RUN.options_of_result(options)))
     total = len(scene.gt) * len(scene.noisy)
-    for group in _groups(scene.gt):
+    for group in anchor_groups(scene.gt):
         anchors = [(decoded, prepare(frame, context.executor)) for decoded, frame in work.usable(group)]
         for noisy, frame in work.usable(scene.noisy if anchors else ()):
             for gt, anchor in anchors:
@@ -134,7 +129,18 @@ def write_manifest(item: Item, options: RunOptions, context: Context, _: object)
     accepted = sum(line["accepted"] for line in lines)
     left_out = sum(len(record.details.get("left_out", ())) for record in item.payload.values())
     context.events.info("manifest_written", pairs=len(lines), accepted=accepted, left_out=left_out, **counts)
+    _say_not_accepted(lines, options, context)
     return Record(tuple(paths), details={"left_out": {}})
+
+
+def _say_not_accepted(lines: Sequence[Line], options: RunOptions, context: Context) -> None:
+    limits = {"max_alignment_loss": options.max_alignment_loss, "min_mask_mean": options.min_mask_mean}
+    aligned = [line for line in lines if line["status"] == "ok" and not line["accepted"]]
+    unmet = [
+        limit for line in aligned for limit in unmet_limits(line["alignment_loss"], line["mask_mean"], *limits.values())
+    ]
+    if unmet:
+        context.events.info("pairs_not_accepted", loss=unmet.count("loss"), mask=unmet.count("mask"), **limits)
 
 
 def missed_checks(records: Sequence[Record]) -> list[Mapping[str, Value]]:
@@ -151,18 +157,6 @@ def missed_checks(records: Sequence[Record]) -> list[Mapping[str, Value]]:
         for one in details
         if one["left_out"]
     ]
-
-
-def _groups(files: Sequence[FrameFile]) -> Iterator[list[FrameFile]]:
-    """Return ground truths in groups that memory holds, at least one each."""
-    group: list[FrameFile] = []
-    for file in files:
-        if group and _ANCHOR_COPIES * sum(f.size.decoded_bytes for f in (*group, file)) > ANCHORS_BYTES:
-            yield group
-            group = []
-        group.append(file)
-    if group:
-        yield group
 
 
 def _pair(work: _SceneWork, gt: Decoded, anchor: Anchor, noisy: Decoded, frame: RawFrame) -> Line:

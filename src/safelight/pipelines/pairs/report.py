@@ -8,7 +8,7 @@ from typing import Any
 
 from safelight.core import report as frame
 from safelight.core.files import inside
-from safelight.pipelines.pairs.manifest import MANIFEST, Line, read_lines
+from safelight.pipelines.pairs.manifest import MANIFEST, Line, read_lines, unmet_limits
 
 SHOWN_PAIRS = 200
 """Pairs on the contact sheet; the others have their pictures in the folder."""
@@ -45,6 +45,7 @@ def write_report(folder: Path, document: Mapping[str, Any]) -> Path:
     left_out = {name: error for item in document["items"] for name, error in item["details"]["left_out"].items()}
     pictures = {picture.removeprefix("previews/"): picture for picture in _pictures(document)}
     chosen = _chosen(lines)
+    limits = [float(document["options"][name]) for name in ("max_alignment_loss", "min_mask_mean")]
     return frame.write_report(
         folder,
         {
@@ -59,6 +60,7 @@ def write_report(folder: Path, document: Mapping[str, Any]) -> Path:
         lines=lines,
         pairs=[{**line, "picture": _picture(folder, line, pictures)} for line in chosen],
         reason=lambda key: _REASONS.get(key, (key, key))[not english],
+        unmet=lambda line: unmet_limits(line["alignment_loss"], line["mask_mean"], *limits),
     )
 
 

@@ -52,11 +52,9 @@ class Sampled:
 
 def sample(anchor: RawFrame, target: RawFrame, overlap: Overlap, executor: Executor) -> Sampled:
     """Return gain, noise and loss from bands of rows, spread evenly."""
-    bands = _Bands(PairRows.of(anchor, target, overlap))
-    constants = (levels_of(anchor, target), overlap.weights)
+    bands = Bands(PairRows.of(anchor, target, overlap))
     sink = TensorSink(bands.extent)
-    kernel = Kernel("pair_sample", partial(_band_cells, tile=overlap.tile), constants, alignment=1)
-    executor.map(kernel, bands, sink, most_rows=BANDS_AT_ONCE)
+    executor.map(sample_kernel(levels_of(anchor, target), overlap), bands, sink, most_rows=BANDS_AT_ONCE)
     cells = sink.result.transpose(0, 1).flatten(1, 2)
     del sink
     first, second, usable = cells[:3], cells[3:6], cells[6:] > 0
@@ -76,7 +74,7 @@ def sample(anchor: RawFrame, target: RawFrame, overlap: Overlap, executor: Execu
 
 
 @dataclass(frozen=True)
-class _Bands:
+class Bands:
     """Bands of rows of tiles, spread evenly over a pair, with ``CONTEXT`` above and below."""
 
     rows: PairRows
@@ -84,17 +82,25 @@ class _Bands:
 
     @property
     def extent(self) -> int:
+        """Number of bands; one of small frames, which is all of them."""
         return BANDS if self.rows.extent > BANDS * BAND_ROWS else 1
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of a band."""
         return (self.rows.extent if self.extent == 1 else BAND_ROWS, *self.rows.shape)
 
     def read(self, start: int, stop: int) -> Tensor:
+        """Return some bands."""
         length = self.shape[0]
         gap = (self.rows.extent - length) / max(self.extent - 1, 1)
         starts = [round(number * gap) for number in range(start, stop)]
         return torch.stack([self.rows.read(first, first + length) for first in starts])
+
+
+def sample_kernel(levels: Tensor, overlap: Overlap) -> Kernel:
+    """Return the kernel of ``Bands``; what changes from pair to pair are its constants."""
+    return Kernel("pair_sample", partial(_band_cells, tile=overlap.tile), (levels, overlap.weights), alignment=1)
 
 
 def _band_cells(bands: Tensor, levels: Tensor, weights: Tensor, *, tile: Tile) -> Tensor:

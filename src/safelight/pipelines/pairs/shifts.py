@@ -28,6 +28,8 @@ COARSE_PIXELS = 750_000
 """Most grey pixels of the first search; larger frames are binned further."""
 FINE_SIDE = 1024
 """Longest side, in cells, of the middle part from which the fine shift is found."""
+NEAR = 0.75
+"""Cells from the whole shift within which the exact one is not drawn to it."""
 TILES, TILE_SIDE = 3, 256
 """Tiles along each axis, and their longest side in cells: their shifts' spread is the uncertainty."""
 MIN_OVERLAP = 0.25
@@ -49,12 +51,16 @@ def grey_image(
     frame: RawFrame, tile: Tile, origin: Offset, executor: Executor, most: tuple[float, ...] | None = None
 ) -> Tensor:
     """Return the grey image of a frame from a cell's first pixel on, raw values cut, without hot pixels."""
-    rows = _MosaicRows(frame.mosaic[origin[0] :, origin[1] :], len(tile))
-    constants = (levels_of(frame)[0], *(() if most is None else (torch.tensor(most),)))
-    kernel = Kernel("pair_grey", partial(_grey_rows, tile=tile), constants, halo=1)
+    rows = MosaicRows(frame.mosaic[origin[0] :, origin[1] :], len(tile))
     sink = TensorSink(rows.extent)
-    executor.map(kernel, rows, sink, most_rows=GREY_ROWS)
+    executor.map(grey_kernel(frame, tile, most), rows, sink, most_rows=GREY_ROWS)
     return sink.result.flatten(0, 1)
+
+
+def grey_kernel(frame: RawFrame, tile: Tile, most: tuple[float, ...] | None = None) -> Kernel:
+    """Return the kernel of a grey image; what changes from frame to frame are its constants."""
+    constants = (levels_of(frame)[0], *(() if most is None else (torch.tensor(most),)))
+    return Kernel("pair_grey", partial(_grey_rows, tile=tile), constants, halo=1)
 
 
 def anchor_spectrum(image: Tensor, executor: Executor) -> Tensor:
@@ -87,8 +93,9 @@ def exact_shift(anchor: Tensor, target: Tensor, whole: Offset, executor: Executo
     if middle is None:
         return None
     # Away from zero a window, which does not move with the content, draws the shift: cut anew at the nearest one.
-    nearest = (round(middle[0]), round(middle[1]))
-    if nearest != whole:
+    nearest = whole
+    if max(abs(found - near) for found, near in zip(middle, whole, strict=True)) > NEAR:
+        nearest = (round(middle[0]), round(middle[1]))
         middle = _middle_shift(anchor, target, nearest, executor) or middle
     rest = torch.tensor(middle) - torch.tensor(nearest)
     tiles = _tiles(_shared(anchor, target, nearest), TILE_SIDE, TILES)
@@ -121,7 +128,7 @@ def _by_correlation(
 
 
 @dataclass(frozen=True)
-class _MosaicRows:
+class MosaicRows:
     """A mosaic by rows of tiles, (period, width) each."""
 
     mosaic: NDArray[np.uint16]
@@ -130,13 +137,16 @@ class _MosaicRows:
 
     @property
     def extent(self) -> int:
+        """Rows of tiles."""
         return int(self.mosaic.shape[0]) // self.period
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape of a row of tiles, whole ones."""
         return (self.period, self.mosaic.shape[1] // self.period * self.period)
 
     def read(self, start: int, stop: int) -> Tensor:
+        """Return rows of tiles."""
         rows = self.mosaic[start * self.period : stop * self.period, : self.shape[1]]
         return torch.from_numpy(np.ascontiguousarray(rows)).view(-1, *self.shape)
 
