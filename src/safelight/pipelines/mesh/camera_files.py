@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from safelight.pipelines.mesh.cameras import SIDE, Cameras, orbiting
 
 _COLUMNS = 5
 """Azimuth, elevation, yaw, distance, field of view; the renderer ignores the last."""
+_SHORT = 3
+"""Azimuth, elevation, distance."""
+_EXPECTED = "azimuth, elevation, yaw, distance and field of view in each row, or azimuth, elevation and distance"
 _LARGEST = 16 << 20
 _OPENCV = np.diag([1.0, -1.0, -1.0])
 """From OpenCV's axes, X to the right, Y down, Z ahead, to ours."""
@@ -28,7 +32,8 @@ def read_cameras(path: Path, views: Sequence[Path], focal: float) -> Cameras:
     Parameters
     ----------
     path : Path
-        Text: azimuth, elevation and yaw in degrees, distance, field of view, a row per view. Or JSON with ``frames``,
+        Text: azimuth, elevation and yaw in degrees, distance, field of view, a row per view; or azimuth, elevation and
+        distance alone. Or JSON with ``frames``,
         each with ``transform_matrix`` (camera to world, NeRF's axes) or with ``K``, ``R`` and ``t`` (world to camera,
         OpenCV's axes), and ``file_path`` where the order of the frames is not that of the views.
     views : sequence of Path
@@ -60,7 +65,7 @@ def from_rows(rows: NDArray[np.float64], focal: float) -> Cameras:
 
 
 def read_rows(path: Path) -> NDArray[np.float64]:
-    """Return rows (views, 5): azimuth, elevation and yaw in degrees, distance, field of view.
+    """Return rows (views, 5): azimuth, elevation and yaw in degrees, distance, field of view; 0 what is not given.
 
     Raises
     ------
@@ -68,15 +73,18 @@ def read_rows(path: Path) -> NDArray[np.float64]:
         The file is missing or damaged, a yaw is not 0, or a distance not positive.
     """
     try:
-        rows = np.loadtxt(path, dtype=np.float64, ndmin=2)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read as rows of numbers ({error})", path=path) from None
-    if rows.shape[1] != _COLUMNS or not np.isfinite(rows).all():
-        raise InputError(
-            f"has rows of {rows.shape[1]} numbers, or some that are not finite",
-            path=path,
-            expected="azimuth, elevation, yaw, distance and field of view in each row",
-        )
+        with warnings.catch_warnings(action="error"):  # of a file without rows
+            rows = np.loadtxt(path, dtype=np.float64, ndmin=2)
+    except (OSError, ValueError, UnicodeDecodeError, UserWarning) as error:
+        raise InputError(f"cannot be read as rows of numbers ({error})", path=path, expected=_EXPECTED) from None
+    if rows.shape[1] == _SHORT:
+        azimuth, elevation, distance = rows.T
+        nothing = np.zeros(len(rows))
+        rows = np.stack([azimuth, elevation, nothing, distance, nothing], axis=1)
+    if rows.shape[1] != _COLUMNS:
+        raise InputError(f"has rows of {rows.shape[1]} numbers", path=path, expected=_EXPECTED)
+    if not np.isfinite(rows).all():
+        raise InputError("has numbers that are not finite", path=path, expected=_EXPECTED)
     if (rows[:, 2] != 0).any() or (rows[:, 3] <= 0).any():
         raise InputError(
             "has a yaw other than 0, or a distance that is not positive",
