@@ -149,7 +149,7 @@ def _parameter(options: type[Settings], name: str, positional: bool) -> inspect.
         help=field.description,
         group=Group(panel, sort_key=(panel != OWN_PANEL) + 9 * (panel == COMMON_PANEL)),
         required=required,
-        negative=() if extra.get("one_way") else None,
+        negative=() if extra.get("one_way") or required else None,
         show_default=field.default not in (None, "", (), False) and not required,
         consume_multiple=get_origin(field.annotation) is tuple and not positional,  # --views 1.png 2.png
     )
@@ -162,6 +162,8 @@ def _parameter(options: type[Settings], name: str, positional: bool) -> inspect.
 
 
 def _has_unit(field: FieldInfo) -> bool:
+    if get_origin(field.annotation) is tuple:
+        return False
     parts = [*field.metadata, *(part for kind in get_args(field.annotation) for part in get_args(kind))]
     return any(isinstance(part, BeforeValidator) for part in parts)
 

@@ -248,7 +248,7 @@ def test_a_plan_runs_nothing_even_where_names_follow_a_dash(here: Path) -> None:
         ("denois run cells.tif", 'Did you mean "denoise"'),
         ("denoise rum cells.tif", 'Did you mean "run"'),
         ("denoise run cells.tif --setps 3", "Did you mean --steps"),
-        ("denoise run", "--input is missing: a file, a folder, or a glob such as 'data/*.tif'"),
+        ("denoise run", "--input is missing: files, folders, or globs such as 'data/*.tif'"),
         ("denoise run cells.tif --steps 0", "--steps 0: input should be greater than or equal to 1"),
         ("denoise run cells.tif --memory-limit 2XB", "--memory-limit 2XB: '2XB' is not a size"),
         ("denoise run cells.tif --safety-fraction 2", "--safety-fraction 2.0: input should be less than or equal to"),
@@ -314,7 +314,12 @@ def test_history_shows_names_and_notes_as_they_are(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("[/red]a", "[bold]b"):
-        entry = {"timestamp": "2026-01-01T01", "model_name": name, "averages": {"[/x]psnr": 1.0}, "notes": "[/] :smile:"}
+        entry = {
+            "timestamp": "2026-01-01T01",
+            "model_name": name,
+            "averages": {"[/x]psnr": 1.0},
+            "notes": "[/] :smile:",
+        }
         append(tmp_path / "results", entry)
     assert run(["history"]) == 0
     assert run(["history", "[/red]a", "[bold]b"]) == 0

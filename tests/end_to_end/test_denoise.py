@@ -153,12 +153,12 @@ def test_what_is_odd_about_channels_and_brightness_is_said(tmp_path: Path) -> No
 
 def test_missing_pixels_stay_missing(tmp_path: Path) -> None:
     image = noisy(64, 64).astype(np.float32)
-    image[10, 20] = np.nan
+    image[10, 20], image[30, 40] = np.nan, np.inf
     tifffile.imwrite(tmp_path / "a.tif", image)
     done = denoise(tmp_path, "run", "a.tif", "--steps", "3", "--out", "o")
     assert done.status == 0, done.said
     with open_image(tmp_path / "o" / "a.tif") as result:
-        assert np.argwhere(np.isnan(result.read())).tolist() == [[10, 20]]
+        np.testing.assert_array_equal(result.read()[~np.isfinite(image)], image[~np.isfinite(image)])
 
 
 def test_a_plan_is_printed_and_nothing_is_written(tmp_path: Path) -> None:
@@ -168,6 +168,41 @@ def test_a_plan_is_printed_and_nothing_is_written(tmp_path: Path) -> None:
     assert "Plan: training" in done.said
     assert "unet2d" in done.said
     assert {path.name for path in tmp_path.iterdir()} <= {"a.tif", "cache"}
+
+
+def test_a_plan_of_several_images_has_one_training_on_all_of_them(tmp_path: Path) -> None:
+    def planned_mib(*arguments: str) -> float:
+        said = denoise(tmp_path, "run", *arguments, "--dry-run").said
+        (line,) = (line for line in said.splitlines() if "Plan: training" in line)
+        return float(re.findall(r"needs ([0-9.]+) MiB", line)[0])
+
+    for name in "abc":
+        tifffile.imwrite(tmp_path / f"{name}.tif", noisy(500, 500))
+    two_more = 2 * 500**2 * 4 / 2**20
+    assert planned_mib("a.tif", "b.tif", "c.tif") == pytest.approx(planned_mib("a.tif") + two_more, abs=0.2)
+
+
+def test_several_inputs_are_what_a_shell_makes_of_a_glob(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b", "unlike"):
+        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", noisy(64, 64))
+    done = denoise(tmp_path, "run", "in/a.tif", "in/b.tif", "./in/a.tif", "in/none.tif", "--steps", "3")
+    assert done.status == 1
+    assert "Left out none.tif: in/none.tif: does not exist" in done.said
+    assert {path.name for path in tmp_path.glob("in_denoised/*.tif")} == {"a.tif", "b.tif"}
+    again = denoise(tmp_path, "run", "in/[ab].tif", "--out", "in_denoised", "--steps", "3")
+    assert again.said.count("Already done") == 2
+
+
+def test_one_file_s_result_is_written_in_every_format_that_is_asked_for(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", noisy(64, 64))
+    assert denoise(tmp_path, "train", "a.tif", "--steps", "3", "--features", "4", "--out", "m").status == 0
+    for name in ("o.tif", "o.ome.zarr"):
+        assert denoise(tmp_path, "predict", "a.tif", "--model", "m", "--out", name).status == 0
+        assert (tmp_path / name).exists()
+    refused = denoise(tmp_path, "predict", "a.tif", "--model", "m", "--out", "o.jpg")
+    assert refused.status == 2
+    assert "--out o.jpg: .jpg cannot be written; it can be .tif" in refused.said
 
 
 @pytest.mark.slow

@@ -35,7 +35,7 @@ def test_three_axes_without_a_word_are_refused(tmp_path: Path) -> None:
 def test_an_unknown_axis_of_a_tiff_is_refused_until_named(tmp_path: Path, letter: str) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.zeros((4, 5, 6), np.uint8), metadata={"axes": f"{letter}YX"}, photometric="minisblack")
-    with pytest.raises(InputError, match=f"{letter}YX .*unknown letter {letter}.*--axes"):
+    with pytest.raises(InputError, match=f"{letter}YX, which leaves open what {letter} is.*--axes, for instance ZYX"):
         open_image(path)
     with open_image(path, "ZYX") as image:
         assert image.axes == "ZYX"
@@ -59,8 +59,17 @@ def test_wrong_axes_of_the_user_are_refused(tmp_path: Path, axes: str, problem: 
 
 def test_an_empty_image_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((0, 6)))
-    with pytest.raises(InputError, match="empty"):
-        open_image(tmp_path / "a.npy", "YX")
+    for axes in ("YX", None):
+        with pytest.raises(InputError, match="the image is empty"):
+            open_image(tmp_path / "a.npy", axes)
+
+
+@pytest.mark.parametrize(("shape", "problem"), [((5,), "a list of numbers"), ((), "a single number")])
+def test_an_array_of_fewer_than_two_axes_is_no_image(tmp_path: Path, shape: tuple[int, ...], problem: str) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(shape))
+    for axes in ("YX", None):
+        with pytest.raises(InputError, match=f"{problem} is no image. Expected: at least the axes Y and X"):
+            open_image(tmp_path / "a.npy", axes)
 
 
 def test_colour_of_a_tiff_is_a_channel_axis(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_a_confocal_ome_tiff_of_bio_formats(tmp_path: Path) -> None:
 
 def test_a_volume_of_unknown_axes(shared: Path) -> None:
     path = shared / "data" / "micro" / "volume" / "img3d.tif"
-    with pytest.raises(InputError, match=r"QYX .*\(31, 61, 57\).*--axes, for instance ZYX"):
+    with pytest.raises(InputError, match=r"\(31, 61, 57\) QYX, .* what Q is.*--axes, for instance ZYX"):
         open_image(path)
     with open_image(path, "ZYX") as image:
         assert (image.shape, image.dtype) == ((31, 61, 57), np.dtype(np.uint16))

@@ -59,11 +59,24 @@ def parse_seconds(text: object) -> object:
     return float(match[1]) * _DURATIONS[match[2]]
 
 
+def as_several(value: object) -> object:
+    """Return a path alone, or a list, as a tuple; other values pass through.
+
+    >>> as_several("cells.tif")
+    ('cells.tif',)
+    """
+    if isinstance(value, str | Path):
+        return (str(value),)
+    return tuple(value) if isinstance(value, list) else value
+
+
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), AllowInfNan(False)]
 NAMES_FILES = "names files"
 PathPattern = Annotated[str, NAMES_FILES]
 """A path, or a glob such as ``data/*.tif``; in a file of settings it is relative to that file, as a ``Path`` is."""
+PathPatterns = Annotated[tuple[str, ...], NAMES_FILES, BeforeValidator(as_several)]
+"""One or more of them. Where several can stand, one may stand alone, without brackets."""
 
 OWN_PANEL = "Options"
 COMMON_PANEL = "Common options"

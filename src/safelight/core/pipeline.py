@@ -238,6 +238,8 @@ class Command(Generic[OptionsT]):
         Its item bears the pipeline's name, its inputs are all outputs of the items, its payload their records by name.
     plan : callable, optional
         ``(item, options, context) -> sequence of Plan``: the memory plans of an item, without running it.
+    plan_prepare : callable, optional
+        ``(items, options, context) -> sequence of Plan``: the memory plans of ``prepare``, without running it.
     summarise : callable
         ``(records) -> mapping``: numbers for the history.
     entry : callable
@@ -262,6 +264,7 @@ class Command(Generic[OptionsT]):
     prepare: Callable[[Sequence[Item], OptionsT, Context], Prepared] | None = None
     finish: Callable[[Item, OptionsT, Context, Any], Record] | None = None
     plan: Callable[[Item, OptionsT, Context], Sequence[Plan]] | None = None
+    plan_prepare: Callable[[Sequence[Item], OptionsT, Context], Sequence[Plan]] | None = None
     summarise: Callable[[Sequence[Record]], Mapping[str, float]] = mean_of_metrics
     entry: Callable[[Mapping[str, Record]], Mapping[str, Value]] = lambda _: {}
     audit: Callable[[Sequence[Record]], Sequence[Mapping[str, Value]]] = lambda _: ()

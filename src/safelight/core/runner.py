@@ -101,6 +101,8 @@ def run_command(
 
 
 def _say_plan(command: Command[Any], options: CommonOptions, context: Context, items: Sequence[Item]) -> None:
+    for plan in command.plan_prepare(items, options, context) if command.plan_prepare else ():
+        context.events.info("plan", **plan.describe())
     for item in items:
         context.events.info("item_planned", name=item.name, folder=str(context.folder))
         for plan in command.plan(item, options, context) if command.plan else ():

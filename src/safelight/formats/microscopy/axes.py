@@ -30,15 +30,30 @@ def settle(path: Path, shape: tuple[int, ...], found: str | None, given: str | N
     InputError
         The axes are unknown, or do not fit the image.
     """
+    if len(shape) < 2:
+        raise InputError(
+            f"{'a list of numbers' if shape else 'a single number'} is no image",
+            path=path,
+            expected="at least the axes Y and X",
+        )
     if given is not None:
         axes = given.upper()
         check(path, shape, axes)
         return axes, ()
     if found is None and len(shape) == 2:
+        check(path, shape, "YX")
         return "YX", (Event("axes_assumed", data={"file": str(path), "axes": "YX"}),)
     if found is None:
         raise InputError(
             f"the file does not say what its {len(shape)} axes of sizes {shape} are",
+            path=path,
+            expected=f"one letter of {AXES} per axis",
+            remedy=_suggestion(len(shape)),
+        )
+    unknown = [letter for letter in found if letter not in AXES]
+    if unknown:  # a plain TIFF of several pages: tifffile says Q
+        raise InputError(
+            f"the file calls its axes of sizes {shape} {found}, which leaves open what {', '.join(unknown)} is",
             path=path,
             expected=f"one letter of {AXES} per axis",
             remedy=_suggestion(len(shape)),

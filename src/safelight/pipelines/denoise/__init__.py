@@ -22,6 +22,7 @@ RUN = Command(
     prepare=deferred(f"{_ROOM}.process:train_model"),
     process=deferred(f"{_ROOM}.process:denoise"),
     plan=deferred(f"{_ROOM}.process:plan"),
+    plan_prepare=deferred(f"{_ROOM}.process:plan_model"),
     report=deferred(f"{_ROOM}.report:write_report"),
     without_result=frozenset({"input"}),
 )

@@ -12,7 +12,7 @@ import numpy as np
 
 from safelight.core.errors import InputError, OutputError, SafelightError, UsageError
 from safelight.core.pipeline import Found, Item, Refusal
-from safelight.formats.microscopy import check_output, find_images, open_image
+from safelight.formats.microscopy import FoundImages, check_output, find_images, open_image
 from safelight.pipelines.denoise.comparison import check_shape, find_clean
 from safelight.pipelines.denoise.options import ExportOptions, ImageOptions, PredictionOptions, TrainingOptions
 
@@ -50,7 +50,7 @@ def find_items(options: ImageOptions) -> Found:
     UsageError
         One output file is named for several images, or it is one of the inputs.
     """
-    found = find_images(options.input)
+    found = _find_images(options.input)
     items: list[Item] = []
     refused = list(found.refused)
     names = _unique_names(found.paths)
@@ -70,6 +70,24 @@ def find_items(options: ImageOptions) -> Found:
             refused.append(Refusal(path.name, error))
     _check_output(options, items)
     return Found(tuple(items), tuple(refused))
+
+
+def _find_images(patterns: Sequence[str]) -> FoundImages:
+    """Find the images that all patterns name, each once; of several patterns, one that names none stops no other."""
+    if len(patterns) == 1:
+        return find_images(patterns[0])
+    images: dict[Path, Path] = {}
+    refused: list[Refusal] = []
+    for pattern in patterns:
+        try:
+            found = find_images(pattern)
+        except SafelightError as error:
+            refused.append(Refusal(Path(pattern).name, error))
+            continue
+        refused += found.refused
+        for path in found.paths:
+            images.setdefault(path.resolve(), path)
+    return FoundImages(tuple(images.values()), tuple(refused))
 
 
 @dataclass(frozen=True)

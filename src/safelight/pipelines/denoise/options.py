@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from mimetypes import guess_type
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from safelight.core.options import CommonOptions, PathPattern, Seconds, Settings
+from safelight.core.options import CommonOptions, PathPatterns, Seconds, Settings
 from safelight.pipelines.denoise.structure import parse_structure
 
 OutputFormat = Literal["same", "tif", "ome.tif", "ome.zarr", "npy", "npz", "png"]
@@ -21,7 +22,7 @@ def _field(panel: str, default: Any, description: str, **bounds: Any) -> Any:
 class ImageOptions(CommonOptions):
     """What is read and where results go."""
 
-    input: PathPattern = Field(description="A file, a folder, or a glob such as 'data/*.tif'.")
+    input: PathPatterns = Field(min_length=1, description="Files, folders, or globs such as 'data/*.tif'.")
     out: Path | None = Field(
         None, description="Folder for the results, or one file's name; 'NAME_denoised' by default."
     )
@@ -31,6 +32,14 @@ class ImageOptions(CommonOptions):
         description="Order of the input's axes, for instance ZYX or TCYX; read from the file by default.",
     )
 
+    @field_validator("out")
+    @classmethod
+    def _out_can_be_written(cls, out: Path | None) -> Path | None:
+        kind = guess_type(out.name)[0] if out else None
+        if out and kind and kind.startswith("image/") and out.suffix.lower() not in IMAGE_SUFFIXES:
+            raise ValueError(f"{out.suffix} cannot be written; it can be {', '.join(IMAGE_SUFFIXES)}, or a folder")
+        return out
+
     @property
     def out_file(self) -> Path | None:
         """The one file that ``out`` names, if it names a file."""
@@ -39,11 +48,16 @@ class ImageOptions(CommonOptions):
     def run_folder(self) -> Path:
         """Return the folder that the run owns."""
         if self.out_file is not None:
-            return self.out_file.with_name(self.out_file.name.split(".")[0] + "_run")
-        if self.out is not None:
-            return self.out
-        stem = Path(self.input.rstrip("/").replace("*", "").replace("?", "")).name.split(".")[0]
-        return Path(f"{stem or 'images'}_denoised")
+            return self.out_file.with_name(self.out_file.name.replace(".", "_") + "_run")
+        return self.out or Path(f"{self._stem() or 'images'}_denoised")
+
+    def _stem(self) -> str:
+        """Return the name of the one input, or of the folder that all inputs are in; it may be empty."""
+        if len(self.input) == 1:
+            named = Path(self.input[0].replace("*", "").replace("?", "").rstrip("/"))
+            return named.name.split(".")[0] or named.parent.name
+        folders = {Path(pattern).parent for pattern in self.input}
+        return folders.pop().name if len(folders) == 1 else ""
 
 
 class TrainingOptions(Settings):

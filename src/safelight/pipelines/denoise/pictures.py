@@ -94,7 +94,7 @@ def draw_pair(path: Path, noisy: np.ndarray, denoised: np.ndarray) -> None:
 
 def _draw_planes(planes: Mapping[str, np.ndarray], diagnostics: Diagnostics | None) -> dict[str, Image.Image]:
     low, high = _window(planes.get("clean", planes["denoised"]))
-    residual = _centred(planes["noisy"] - planes["denoised"])
+    residual = _residual(planes["noisy"], planes["denoised"])
     reach = 3 * float(residual.std()) or 1.0
     places = diagnostics.structure.places if diagnostics else ()
     crops = _choose_crops(planes["denoised"])
@@ -116,10 +116,13 @@ def _middle(image: np.ndarray) -> np.ndarray:
     return np.asarray(planes[len(planes) // 2], dtype=np.float64)
 
 
-def _centred(residual: np.ndarray) -> np.ndarray:
-    """Return a residual with mean 0, and 0 where it is not finite."""
-    finite = np.isfinite(residual)
-    return np.where(finite, residual - residual[finite].mean(), 0.0) if finite.any() else np.zeros_like(residual)
+def _residual(noisy: np.ndarray, denoised: np.ndarray) -> np.ndarray:
+    """Return what was removed with the mean 0, and 0 where it is not finite."""
+    residual = np.zeros_like(noisy)
+    finite = np.isfinite(noisy) & np.isfinite(denoised)
+    residual[finite] = noisy[finite] - denoised[finite]
+    residual[finite] -= residual[finite].mean() if finite.any() else 0.0
+    return residual
 
 
 def _window(plane: np.ndarray) -> tuple[float, float]:

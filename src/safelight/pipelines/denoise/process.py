@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from safelight.core.errors import InputError
+from safelight.core.events import EventLog
 from safelight.core.files import digest
 from safelight.core.pipeline import Context, Item, Prepared, Record
 from safelight.core.plan import Plan
@@ -113,33 +114,29 @@ def export(item: Item, options: ExportOptions, context: Context, prepared: None)
 
 
 def plan(item: Item, options: RunOptions | PredictOptions, context: Context) -> list[Plan]:
-    """Return the plans of training, where there is any, and of denoising one image."""
-    plans = []
+    """Return the plan of denoising one image."""
     with open_image(item.payload.path, options.axes) as image:
         if isinstance(options, PredictOptions):
             model = DenoiseModel.load(model_path(options.model))
         else:
-            setup = choose_setup([item], [image], options, context.events)
-            frames = Frames(image, setup.architecture.dims)
+            setup = choose_setup([item], [image], options, EventLog())  # plan_model has said what was chosen
             model = DenoiseModel.untrained(setup.architecture)
-            plans.append(_plan_step(setup, [frames], context))
         frames = Frames(image, model.architecture.dims)
-        plans.append(choose_layout(model, frames, context.executor, options.tile_size, options.augmented_prediction)[1])
-    return plans
+        return [choose_layout(model, frames, context.executor, options.tile_size, options.augmented_prediction)[1]]
+
+
+def plan_model(items: Sequence[Item], options: RunOptions | TrainOptions, context: Context) -> list[Plan]:
+    """Return the plan of a step of training on all images."""
+    with _opened(items, options) as images:
+        setup = choose_setup(items, images, options, context.events)
+        frames = [Frames(image, setup.architecture.dims) for image in images]
+        patch = patch_shape(frames, setup.architecture, setup.training.patch_size)
+        return [setup.plan(patch, context.executor, pool_bytes(frames, data_limit(context.executor)))]
 
 
 def plan_training(item: Item, options: TrainOptions, context: Context) -> list[Plan]:
     """Return the plan of a training step."""
-    items: Sequence[Item] = item.payload
-    with _opened(items, options) as images:
-        setup = choose_setup(items, images, options, context.events)
-        frames = [Frames(image, setup.architecture.dims) for image in images]
-        return [_plan_step(setup, frames, context)]
-
-
-def _plan_step(setup: Setup, images: Sequence[Frames], context: Context) -> Plan:
-    patch = patch_shape(images, setup.architecture, setup.training.patch_size)
-    return setup.plan(patch, context.executor, pool_bytes(images, data_limit(context.executor)))
+    return plan_model(item.payload, options, context)
 
 
 @contextmanager
