@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,3 +93,17 @@ def test_options_do_not_change_once_made() -> None:
 def test_every_option_is_described() -> None:
     undescribed = [name for name, field in CommonOptions.model_fields.items() if not field.description]
     assert undescribed == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"notes": "a\0b"}, "--notes holds a null character"),
+        ({"results": Path("a\0b")}, "--results holds a null character"),
+        ({"memory_limit": "9" * 5000}, "--memory-limit is a number of 16610 bits"),
+        ({"warmup_iters": 1 << 63}, "--warmup-iters is a number of 64 bits"),
+    ],
+)
+def test_what_the_system_cannot_take_is_refused_by_name(wrong: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        CommonOptions(**wrong)

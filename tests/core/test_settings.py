@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -312,3 +313,8 @@ def test_values_are_written_as_toml_has_them(value: object, text: str) -> None:
     assert toml(value) == text
     written = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
     assert tomllib.loads(f"value = {text}")["value"] == written
+
+
+def test_a_path_that_toml_cannot_hold_is_refused() -> None:
+    with pytest.raises(UsageError, match="the value of input is not in UTF-8"):
+        as_toml(PIPELINE, RUN, {"input": os.fsdecode(b"cells\xff.tif")})

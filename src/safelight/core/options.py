@@ -23,6 +23,8 @@ _UNITS = {
     "gi": 2**30,
     "ti": 2**40,
 }
+_LARGEST_WHOLE = (1 << 63) - 1
+"""What torch, NumPy and the system's sizes hold."""
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 _DURATIONS = {"": 1.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
@@ -92,6 +94,19 @@ class Settings(BaseModel):
 
     # Validators are built when they are first used: --help needs none, and they take 10 ms per pipeline.
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
+
+    @model_validator(mode="after")
+    def _fit_for_the_system(self) -> Self:
+        for public, name in public_names(type(self)).items():
+            value = getattr(self, name)
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, str | Path) and "\0" in str(part):
+                    raise ValueError(f"{flag(public)} holds a null character, which no name may")
+                if isinstance(part, int) and abs(part) > _LARGEST_WHOLE:
+                    raise ValueError(
+                        f"{flag(public)} is a number of {part.bit_length()} bits, at most 63 are computed with"
+                    )
+        return self
 
 
 def public_names(options: type[Settings]) -> dict[str, str]:

@@ -69,7 +69,7 @@ def write_report(folder: Path, document: Mapping[str, Any], package: str, **own:
     )
     path = folder / REPORT
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files are any bytes
     return path
 
 

@@ -68,6 +68,11 @@ def as_toml(pipeline: Pipeline, command: Command[Any], values: Mapping[str, Any]
         The job.
     values : mapping
         What is given, by the option's name. Relative paths become absolute: the file may be moved.
+
+    Raises
+    ------
+    UsageError
+        A path is not in UTF-8, and so cannot stand in a file of TOML.
     """
     lines = [
         f"# Settings for: safelight {pipeline.name} {command.name} --config FILE",
@@ -79,7 +84,13 @@ def as_toml(pipeline: Pipeline, command: Command[Any], values: Mapping[str, Any]
         lines += ["", f"## {panel}"]
         for public, name in names.items():
             lines += ["", *_entry(public, command.Options.model_fields[name], values.get(name))]
-    return "\n".join(lines) + "\n"
+    text = "\n".join(lines) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        name = text[: error.start].rpartition("\n")[2].partition(" = ")[0]
+        raise UsageError(f"the value of {name} is not in UTF-8, as TOML must be", remedy="rename the file") from None
+    return text
 
 
 def relative_to(folder: Path, value: Any, option: FieldInfo) -> Any:
