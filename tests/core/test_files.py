@@ -325,3 +325,12 @@ def test_names_that_are_not_text_have_a_digest(tmp_path: Path) -> None:
 def test_what_cannot_be_read_has_no_digest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"missing.tif: cannot be read"):
         digest(tmp_path / "missing.tif")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes among files")
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(OutputError, match="this is no ordinary file"), atomic_write(pipe):
+        pass
+    assert pipe.is_fifo()

@@ -167,3 +167,25 @@ def test_a_history_that_cannot_be_written_is_said_before_anything_is_computed(tm
     assert job.done == []
     assert not (tmp_path / "out").exists()
     assert job.run(dry_run=True).exit_status == 0
+
+
+@pytest.mark.parametrize("error", [MemoryError("7 GiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_an_item_for_which_memory_ran_out_does_not_stop_the_others(tmp_path: Path, error: Exception) -> None:
+    def fail_at_b(name: str) -> None:
+        if name == "b":
+            raise error
+
+    job = Job(tmp_path, fail_at_b)
+    outcome = job.run()
+    assert job.done == ["a", "c"]
+    assert "memory ran out" in str(outcome.failed["b"])
+    assert outcome.exit_status == 1
+
+
+def test_what_the_system_refuses_outside_of_items_is_an_error_for_people(tmp_path: Path) -> None:
+    def fail(_: str) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "secret"))
+
+    with pytest.raises(InputError, match="secret: Permission denied") as caught:
+        Job(tmp_path, fail).run()
+    assert caught.value.path == tmp_path / "secret"

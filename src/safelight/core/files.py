@@ -36,11 +36,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises
     ------
     OutputError
-        The folder cannot be written, the disk is full, or a folder has the name.
+        The folder cannot be written, the disk is full, or a folder, a device or a pipe has the name.
     """
     with _output_errors(path):
         if path.is_dir():
             raise OutputError("a folder has this name", path=path, remedy="remove it, or name another output")
+        if path.exists() and not path.is_file():  # /dev/null, a pipe: renaming would put a file in its place
+            raise OutputError("this is no ordinary file", path=path, remedy="name another output")
         path.parent.mkdir(parents=True, exist_ok=True)
     with _becoming(path, lambda temporary: temporary.replace(path)) as temporary:
         with _output_errors(path):

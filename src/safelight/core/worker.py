@@ -25,11 +25,11 @@ from typing import Any
 import torch
 
 from safelight.core.device import compiled_graphs, select
-from safelight.core.errors import SafelightError, UsageError, WorkerError, as_failure
+from safelight.core.errors import InputError, SafelightError, UsageError, WorkerError, as_failure
 from safelight.core.events import Event, EventLog, Severity, Value
 from safelight.core.execute import Executor, Measured
 from safelight.core.files import scratch_file
-from safelight.core.memory import is_sticky
+from safelight.core.memory import is_out_of_memory, is_sticky
 from safelight.core.options import CommonOptions
 from safelight.core.pipeline import Context, Item, Record
 
@@ -147,7 +147,19 @@ def attempt(process: Process, item: Item, options: CommonOptions, context: Conte
         record = process(item, options, context, shared)
     except (SafelightError, OSError) as error:
         return Failed(as_failure(error))
+    except (MemoryError, RuntimeError) as error:  # what no plan foresaw: the other items may still fit
+        if not is_out_of_memory(error):
+            raise
+        return Failed(_no_memory_for(item, error))
     return Done(record, time.monotonic() - started)
+
+
+def _no_memory_for(item: Item, error: Exception) -> SafelightError:
+    return InputError(
+        f"memory ran out ({str(error).partition(chr(10))[0] or type(error).__name__})",
+        path=item.inputs[0] if item.inputs else None,
+        remedy="fewer --workers, or a machine with more memory; the same command tries it again",
+    )
 
 
 class Worker:
