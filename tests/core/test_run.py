@@ -197,3 +197,18 @@ def test_versions_of_what_computes_are_known() -> None:
 
 def test_the_names_of_a_run_folder_are_as_documented() -> None:
     assert (JOURNAL, EVENTS, RECORD) == ("journal.jsonl", "events.jsonl", "run.json")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"item": ["cells"], "fingerprint": "", "outputs": [], "metrics": {}, "details": {}}',
+        '{"item": "cells", "fingerprint": "", "outputs": 1, "metrics": {}, "details": {}}',
+        '{"item": "cells", "fingerprint": "", "outputs": [{"path": 1}], "metrics": {}, "details": {}}',
+    ],
+)
+def test_a_line_of_the_journal_that_is_no_item_is_passed_over(tmp_path: Path, item: Item, line: str) -> None:
+    assert do(tmp_path / "out", item)
+    with (tmp_path / "out" / JOURNAL).open("a") as journal:
+        journal.write(line + "\n")
+    assert not do(tmp_path / "out", item)

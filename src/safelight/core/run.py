@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from safelight.core.errors import JournalError
 from safelight.core.events import as_value
 from safelight.core.files import atomic_write, digest, output_error, remove_leftovers, remove_leftovers_of
@@ -24,7 +26,25 @@ JOURNAL = "journal.jsonl"
 EVENTS = "events.jsonl"
 RECORD = "run.json"
 LOCK = ".run.lock"
-_ENTRY = {"item", "fingerprint", "outputs", "metrics", "details"}
+
+
+class _Output(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    path: str
+    sha256: str
+
+
+class _Entry(BaseModel):
+    """What a line of the journal must be to count as a finished item."""
+
+    model_config = ConfigDict(strict=True)
+
+    item: str
+    fingerprint: str
+    outputs: list[_Output]
+    metrics: dict[str, float | str]
+    details: dict[str, Any]
 
 
 @dataclass
@@ -46,7 +66,7 @@ class Run:
     job: str
     options: Mapping[str, Any] = field(default_factory=dict)
     shared: str = ""
-    _entries: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)
+    _entries: dict[str, _Entry] = field(default_factory=dict, init=False)
     _fingerprints: dict[str, str] = field(default_factory=dict, init=False)
     _digests: dict[Path, str] = field(default_factory=dict, init=False)
 
@@ -82,14 +102,14 @@ class Run:
         """
         self._fingerprints[item.name] = self.fingerprint(item)
         entry = self._entries.get(item.name)
-        if entry is None or entry["fingerprint"] != self._fingerprints[item.name]:
+        if entry is None or entry.fingerprint != self._fingerprints[item.name]:
             return None
-        outputs = {self.folder / output["path"]: output["sha256"] for output in entry["outputs"]}
+        outputs = {self.folder / output.path: output.sha256 for output in entry.outputs}
         if not all(path.exists() and digest(path) == known for path, known in outputs.items()):
             return None
         self._digests |= outputs
-        metrics = {name: float(value) for name, value in entry["metrics"].items()}
-        return Record(tuple(outputs), metrics, entry["details"])
+        metrics = {name: float(value) for name, value in entry.metrics.items()}
+        return Record(tuple(outputs), metrics, entry.details)
 
     def finish(self, item: Item, record: Record) -> None:
         """Journal that an item is done; its outputs must be on the disk.
@@ -110,7 +130,7 @@ class Run:
             "details": as_value(record.details),
         }
         self._append(entry)
-        self._entries[item.name] = entry
+        self._entries[item.name] = _Entry.model_validate(entry)
 
     def fingerprint(self, item: Item) -> str:
         """Return the digest of everything that decides an item's result."""
@@ -148,7 +168,7 @@ class Run:
                 expected=f"a new folder, or one of 'safelight {self.job}'",
                 remedy="choose another --out, or take this one over with --fresh",
             )
-        self._entries = {entry["item"]: entry for entry in journal if entry.keys() >= _ENTRY}
+        self._entries = {entry.item: entry for entry in filter(None, map(_as_entry, journal))}
         remove_leftovers(self.folder)
 
     def _append(self, entry: Mapping[str, Any]) -> None:
@@ -160,6 +180,13 @@ class Run:
     def _relative(self, path: Path) -> str:
         folder, absolute = self.folder.resolve(), path.resolve()
         return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else str(absolute)
+
+
+def _as_entry(line: Mapping[str, Any]) -> _Entry | None:
+    try:
+        return _Entry.model_validate(line)
+    except ValidationError:  # whose folder it is, or a line of another program
+        return None
 
 
 def _exact(number: float) -> float | str:
