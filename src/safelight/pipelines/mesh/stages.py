@@ -25,6 +25,9 @@ CONVOLUTION_DECAY = 0.3 * 1e-5
 Blocks = list[tuple[Tensor, Tensor]]
 """Where each block of a network found the vertices, and where it moved them, (samples, vertices, 3) each."""
 
+_POSITIVE = 10.0
+"""Added to the scores of the refining network at its start; they are from −3 to 8 on average."""
+
 
 class Stage(nn.Module, ABC):
     """A network being trained: gives ``Blocks`` for (samples, views, 3, 224, 224) images and their cameras.
@@ -32,7 +35,6 @@ class Stage(nn.Module, ABC):
     Parameters
     ----------
     network : Module
-        Copied: it stays as it is.
     template : Template
         Whose vertices the meshes have.
 
@@ -51,7 +53,7 @@ class Stage(nn.Module, ABC):
 
     def __init__(self, network: nn.Module, template: Template) -> None:
         super().__init__()
-        self.network, self.template = copy.deepcopy(network), template
+        self.network, self.template = network, template
 
     @abstractmethod
     def model(self, focal: float) -> Model:
@@ -105,7 +107,7 @@ class RefineStage(Stage):
 
     def __init__(self, network: RefineNetwork, coarse: CoarseNetwork, template: Template) -> None:
         super().__init__(network, template)
-        self.coarse = copy.deepcopy(coarse)
+        self.coarse = coarse
 
     def forward(self, images: Tensor, cameras: Cameras) -> Blocks:
         """Refine the coarse meshes."""
@@ -120,7 +122,7 @@ class RefineStage(Stage):
 
 
 def start_coarse(template: Template, variant: Variant, seed: int) -> CoarseNetwork:
-    """Return a network that begins near the template's middle; it depends on the seed only."""
+    """Return a network whose vertices begin about the template's middle; it depends on the seed only."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = CoarseNetwork(template, variant)
@@ -128,17 +130,23 @@ def start_coarse(template: Template, variant: Variant, seed: int) -> CoarseNetwo
     middle = network.coordinates.mean(dim=0)
     with torch.no_grad():
         for layers in (network.gcn1_layers, network.gcn2_layers, network.gcn3_layers):
-            # Vertices are absolute: from 0, where the camera is, no view would show anything of them.
+            # Vertices are absolute, and 0 is where the camera is.
             layers.get_submodule(str(len(layers) - 1)).get_parameter("bias").copy_(middle)
     return network
 
 
 def start_refine(coarse: CoarseNetwork, seed: int) -> RefineNetwork:
-    """Return a network whose encoder is the coarse one's, as published; the rest depends on the seed only."""
+    """Return a network whose encoder is the coarse one's, as published; the rest depends on the seed only.
+
+    Scores begin positive. All of a block's have one sign at random, and where it is negative, the ReLU before the
+    softmax takes them all: the block would never learn. The softmax itself does not see what all scores share.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         network = RefineNetwork()
     network.cnn.load_state_dict(coarse.cnn.state_dict())
+    for block in (network.drb1, network.drb2):
+        nn.init.constant_(block.get_submodule("local_conv6").get_parameter("bias"), _POSITIVE)
     return network
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -89,6 +90,7 @@ class Training:
     Parameters
     ----------
     stage : Stage
+        Where it begins; stays as it is.
     focal : float
         Of the cameras, in pixels of 224 × 224.
     objects, watching : sequence of Rendered
@@ -121,10 +123,10 @@ class Training:
         self.plan = plan_step(stage, settings.batch_size, len(objects[0].views), executor)
         self._at_once = self.plan.rows
         self._start = digest_of(stage.network.state_dict())
-        self._stage = stage.to(device.torch_device)
+        self._stage = copy.deepcopy(stage).to(device.torch_device)
         self._forward = device.compile(self._stage)
         self._joints = [Joints.of(stage.template.levels[level], device.torch_device) for level in stage.levels]
-        self._optimizer = torch.optim.Adam(decayed(stage.network), settings.learning_rate)
+        self._optimizer = torch.optim.Adam(decayed(self._stage.network), settings.learning_rate)
         self._totals = torch.zeros(len(TERMS), dtype=torch.float64)
         self._counted = 0
         self._best: dict[str, Tensor] = {}
