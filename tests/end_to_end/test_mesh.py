@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image, ImageDraw
 from scipy.spatial.distance import pdist
 
@@ -36,9 +40,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_mesh(folder / "template.obj", Mesh(template.coordinates, template.walked))
     networks = {"coarse": CoarseNetwork(template), "refine": RefineNetwork()}
     for stage, network in networks.items():
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d):  # with PyTorch's first weights hardly anything depends on the views
+                torch.nn.init.kaiming_normal_(module.weight)
         if isinstance(network, CoarseNetwork):
-            with torch.no_grad():
-                network.gcn3_layers[-1].bias.copy_(torch.tensor([0.0, 0.0, -0.7]))
+            for layers in (network.gcn1_layers, network.gcn2_layers, network.gcn3_layers):
+                torch.nn.init.constant_(layers[-1].bias[2:], -0.7)
         np.savez(folder / f"{stage}.npz", **{name: value.numpy() for name, value in network.state_dict().items()})
         convert = ["mesh", "convert", f"{folder}/{stage}.npz", f"{folder}/{stage}.safetensors"]
         assert run([*convert, "--template", f"{folder}/template.obj", *common(folder)]) == 0
@@ -161,6 +168,59 @@ def test_any_closed_mesh_is_a_template(folder: Path, tmp_path: Path, capsys: pyt
     assert run([*convert, "--template", str(tmp_path / "closed.obj")]) == 0
 
 
+def test_a_plan_says_what_each_stage_takes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both, speaking = weights(folder, "coarse", "refine"), ["--device", "cpu", "--results", str(tmp_path / "results")]
+    job = ["mesh", "predict", *views(folder), *both, "--out", str(tmp_path / "a.glb"), *speaking]
+    assert run(["plan", *job]) == 0
+    said = capsys.readouterr().err
+    for kernel, rows in (("deform", 1), ("encode", 3), ("refine", 162)):
+        assert f"Plan: {kernel} on cpu, {rows} in" in said
+    assert not (tmp_path / "a_run").exists()
+
+
+def test_vertices_have_the_colours_of_the_photographs(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ball = small_template()
+    mesh, world = tmp_path / "ball.ply", folder / "ball.obj"
+    write_mesh(world, Mesh(ball.coordinates, ball.levels[0].faces))
+    command = ["mesh", "refine", str(world), *views(folder), *weights(folder, "refine"), "--colours"]
+    assert run([*command, "--out", str(mesh), "--device", "cpu", "--results", str(tmp_path / "results")]) == 0
+    assert "of 12 vertices" in " ".join(capsys.readouterr().err.split())
+    colours = trimesh.load(mesh, process=False).visual.vertex_colors[:, :3]
+    assert (colours[:, 1:] == (90, 30)).all(), "every view is painted so"
+    assert len(set(colours[:, 0])) > 1, "and each has a red of its own"
+    assert run([*command, "--out", str(tmp_path / "a.xyz"), *common(folder)]) != 0
+    assert "a .xyz file has none" in " ".join(capsys.readouterr().err.split())
+
+
+def test_departures_from_the_publication_are_said_and_change_the_mesh(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(folder, tmp_path / "published.obj") == 0
+    assert predict(folder, tmp_path / "own.obj", "--own-views") == 0
+    published, own = (read_mesh(tmp_path / f"{name}.obj").vertices for name in ("published", "own"))
+    assert np.abs(published - own).max() > 1e-4
+    capsys.readouterr()
+    both = weights(folder, "coarse", "refine")
+    switches = ["--amp", "--signed-scores", "--blend-alpha"]
+    command = ["mesh", "predict", *views(folder), *both, "--out", str(tmp_path / "a.obj"), *switches]
+    assert run([*command, "--device", "cpu", "--results", str(tmp_path / "results")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Not as published: signed_scores, blend_alpha" in said
+    assert "Mixed precision (bfloat16) in the refining network's blocks only" in said
+
+
+@pytest.mark.slow
+def test_compiled_networks_make_the_same_mesh(folder: Path, tmp_path: Path) -> None:
+    assert predict(folder, tmp_path / "plain.obj") == 0
+    assert predict(folder, tmp_path / "compiled.obj", "--compile") == 0
+    graphs = json.loads((tmp_path / "compiled_run" / "run.json").read_text())["device"]["compile"]
+    assert re.fullmatch(r"default \([1-9]\d* graphs\)", graphs)
+    plain, compiled = (read_mesh(tmp_path / f"{name}.obj").vertices for name in ("plain", "compiled"))
+    assert np.median(np.abs(plain - compiled).max(axis=1)) <= 1e-5
+
+
 @pytest.fixture(scope="module")
 def data(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set of three objects, one without ground truth."""
@@ -203,3 +263,30 @@ def test_a_data_set_is_measured(folder: Path, data: Path, tmp_path: Path, capsys
     np.testing.assert_allclose(
         np.loadtxt(out / "meshes" / "chair_a_00_predict.xyz"), mesh.vertices, rtol=1e-6, atol=1e-9
     )
+
+
+def test_a_batch_with_a_bad_object_gives_the_others_as_alone(
+    folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first object, which is to warm up, cannot be read; those beside it are done, and as without it."""
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "chair" / "a" / "rendering" / "01.png").write_bytes(b"no picture")
+    measured = {}
+    for batch in ("1", "2"):
+        out = tmp_path / batch
+        command = ["mesh", "test", "--data", str(tmp_path / "data"), "--out", str(out), "--use-views", "0", "1", "2"]
+        both = weights(folder, "coarse", "refine")
+        assert run([*command, *both, "--batch-size", batch, "--warmup-iters", "1", *common(folder)]) == 1
+        assert "01.png: cannot be read as a picture" in " ".join(capsys.readouterr().err.split())
+        rows = [row.split(",") for row in (out / "metrics_results.csv").read_text().splitlines()[1:]]
+        assert [row[0] for row in rows] == ["chair_b_00", "lamp_c_00"]
+        measured[batch] = [read_mesh(out / "meshes" / f"{row[0]}_predict.obj").vertices for row in rows]
+    np.testing.assert_allclose(measured["2"], measured["1"], rtol=0, atol=1e-5)
+
+
+def test_a_batch_and_workers_exclude_each_other(folder: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = weights(folder, "coarse", "refine")
+    assert (
+        run(["mesh", "test", "--data", str(data), *both, "--batch-size", "2", "--workers", "2", *common(folder)]) != 0
+    )
+    assert "exclude each other" in capsys.readouterr().err

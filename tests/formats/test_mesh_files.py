@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trimesh
 
 from safelight.core.errors import InputError
 from safelight.formats.mesh import Mesh, read_mesh, write_mesh
@@ -22,6 +23,15 @@ def test_round_trip(tmp_path: Path, suffix: str) -> None:
     mesh = read_mesh(tmp_path / f"a{suffix}")
     np.testing.assert_array_equal(mesh.vertices.astype(np.float32), TETRAHEDRON.vertices.astype(np.float32))
     np.testing.assert_array_equal(mesh.faces, TETRAHEDRON.faces if suffix != ".xyz" else np.empty((0, 3)))
+
+
+@pytest.mark.parametrize("suffix", [".obj", ".ply", ".glb"])
+def test_other_programs_see_the_colours(tmp_path: Path, suffix: str) -> None:
+    colours = np.array([(255, 0, 0), (0, 128, 0), (0, 0, 64), (10, 20, 30)], np.uint8)
+    write_mesh(tmp_path / f"a{suffix}", Mesh(TETRAHEDRON.vertices, TETRAHEDRON.faces, colours))
+    loaded = trimesh.load(tmp_path / f"a{suffix}", process=False, maintain_order=True, force="mesh")
+    np.testing.assert_array_equal(loaded.visual.vertex_colors[:, :3], colours)
+    np.testing.assert_array_equal(read_mesh(tmp_path / f"a{suffix}").faces, TETRAHEDRON.faces)
 
 
 @pytest.mark.parametrize(

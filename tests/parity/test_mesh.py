@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from safelight.cli import run
+from safelight.formats.mesh import Mesh, read_mesh, write_mesh
 from safelight.pipelines.mesh.cameras import LEGACY_FOCAL, Cameras, orbiting
 from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork, Variant
 from safelight.pipelines.mesh.template import Template, make_template
@@ -67,13 +69,18 @@ def design_b_images(shared: Path) -> Tensor:
     return torch.from_numpy(np.stack(views))[None].float() / 255
 
 
-def weighted(network: nn.Module, pack: Path, stage: str) -> nn.Module:
+def made_weights(pack: Path, stage: str) -> Arrays:
     spec = importlib.util.spec_from_file_location("make_weights", pack / "make_weights.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in module.make_weights(stage).items()})
+    made: Arrays = module.make_weights(stage)
+    return made
+
+
+def weighted(network: nn.Module, pack: Path, stage: str) -> nn.Module:
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in made_weights(pack, stage).items()})
     return network.eval()
 
 
@@ -139,6 +146,32 @@ def test_design_b(template: Template, design_b_images: Tensor, cameras: Cameras,
     points = torch.from_numpy(reference["seed_coords3"])[None]
     _, refined = refine(points, refine.maps(design_b_images), cameras)
     assert errors(refined, reference["seed_blk2"]).max() <= 1e-5
+
+
+def test_design_b_as_typed(pack: Path, reference: Arrays, shared: Path, tmp_path: Path) -> None:
+    """Both stages of the command line with Design B's switches; the second from the pack's coarse mesh."""
+    for stage in ("stage1", "stage2"):
+        np.savez(tmp_path / f"{stage}.npz", **made_weights(pack, stage))
+        convert = ["mesh", "convert", str(tmp_path / f"{stage}.npz"), str(tmp_path / f"{stage}.safetensors")]
+        template = ["--template", str(shared / "data" / "mesh" / "p2mpp_template_regenerated.npz")]
+        assert run([*convert, *(template if stage == "stage1" else []), *quietly(tmp_path)]) == 0
+    demo = shared / "data" / "mesh_demo"
+    views = ["--views", *(str(demo / f"plane{number}.png") for number in (1, 2, 3)), "--blend-alpha"]
+    views += ["--cameras", str(demo / "cameras.txt"), *quietly(tmp_path)]
+    coarse = ["--weights", str(tmp_path / "stage1.safetensors"), "--unpool-first", "--out", str(tmp_path / "c.obj")]
+    assert run(["mesh", "predict", *views, *coarse]) == 0
+    assert np.abs(read_mesh(tmp_path / "c.obj").vertices - reference["seed_coords3"]).max() <= 1e-5
+
+    start = Mesh(reference["seed_coords3"], read_mesh(tmp_path / "c.obj").faces)
+    write_mesh(tmp_path / "start.obj", start)
+    switches = ["--signed-scores", "--border-sampling", "--unit-origin"]
+    refine = ["--weights", str(tmp_path / "stage2.safetensors"), "--out", str(tmp_path / "r.obj")]
+    assert run(["mesh", "refine", str(tmp_path / "start.obj"), *views, *refine, *switches]) == 0
+    assert np.abs(read_mesh(tmp_path / "r.obj").vertices - reference["seed_blk2"]).max() <= 1e-5
+
+
+def quietly(folder: Path) -> list[str]:
+    return ["--device", "cpu", "--quiet", "--results", str(folder / "results")]
 
 
 def test_template(template: Template, published: Arrays, shared: Path) -> None:

@@ -19,6 +19,8 @@ _POINTS_ONLY = ".xyz"
 _DECIMALS = "%.9g"
 """As many as tell any two float32 apart."""
 
+_WHITE = 255
+
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, UnicodeDecodeError, AssertionError)
 """What readers raise at damaged files."""
 
@@ -33,10 +35,13 @@ class Mesh:
         (n, 3) float64.
     faces : array
         (m, 3) int64.
+    colours : array, optional
+        (n, 3) uint8 of the vertices, red first; written, not read.
     """
 
     vertices: NDArray[np.float64]
     faces: NDArray[np.int64]
+    colours: NDArray[np.uint8] | None = None
 
 
 def read_mesh(path: Path, limits: Limits | None = None) -> Mesh:
@@ -124,13 +129,18 @@ _READERS = {_POINTS_ONLY: _read_points, ".obj": _read_obj}
 def _as_text(mesh: Mesh, suffix: str) -> bytes:
     start = "" if suffix == _POINTS_ONLY else "v "
     point = f"{start}{_DECIMALS} {_DECIMALS} {_DECIMALS}\n"
-    lines = [point % tuple(vertex) for vertex in mesh.vertices]
+    if suffix != _POINTS_ONLY and mesh.colours is not None:
+        coloured = f"{point.strip()} %.4f %.4f %.4f\n"  # after the place, as most programs read them
+        rows = np.hstack([mesh.vertices, mesh.colours / _WHITE])
+        lines = [coloured % tuple(row) for row in rows]
+    else:
+        lines = [point % tuple(vertex) for vertex in mesh.vertices]
     if suffix != _POINTS_ONLY:
         lines += [f"f {a} {b} {c}\n" for a, b, c in mesh.faces + 1]
     return "".join(lines).encode()
 
 
 def _exported(mesh: Mesh, suffix: str) -> bytes:
-    triangles = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False)
+    triangles = trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_colors=mesh.colours, process=False)
     content: Any = triangles.export(file_type=suffix.removeprefix("."))
     return bytes(content)

@@ -50,6 +50,11 @@ def nerf_frames(cameras: Cameras) -> list[dict[str, Any]]:
     return frames
 
 
+def test_rows_without_yaw_and_field_of_view(tmp_path: Path, rows: Cameras) -> None:
+    (tmp_path / "short.txt").write_text("250.5 29.5 0.65\n8.4 26.5 0.71\n59.5 28.9 0.81\n")
+    np.testing.assert_array_equal(pixels(read_cameras(tmp_path / "short.txt", VIEWS, FOCAL)), pixels(rows))
+
+
 def test_nerf_in_any_order(tmp_path: Path, rows: Cameras) -> None:
     frames = nerf_frames(rows)[::-1]
     read = read_cameras(written(tmp_path, frames, fl_x=FOCAL * SIZE / 224), VIEWS, 1)
@@ -98,6 +103,7 @@ def test_a_genuine_mesh_covers_its_photographs(shared: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        ("", "cannot be read as rows of numbers"),
         ("1 2 0 0.7 25\n", r"has 1 camera\(s\) for 3 view\(s\)"),
         (ROWS.replace("26.5", "up"), "cannot be read as rows of numbers"),
         (ROWS.replace(" 25\n", "\n"), "rows of 4 numbers"),

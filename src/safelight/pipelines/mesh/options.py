@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from safelight.core.options import CommonOptions, Seconds, Settings
 from safelight.pipelines.mesh.variant import CoarseVariant, RefineVariant, departure
 
-MESH_SUFFIXES = (".glb", ".obj", ".ply", ".xyz")
+POINTS_SUFFIX = ".xyz"
+MESH_SUFFIXES = (".glb", ".obj", ".ply", POINTS_SUFFIX)
 Frame = Literal["camera", "world"]
 Stage = Literal["coarse", "refine"]
 
@@ -49,6 +50,13 @@ class ViewOptions(CommonOptions, PictureOptions):
     frame: Frame = _field(
         "Mesh", "camera", "Where the mesh is: in the frame of the first camera as published, or upright in the world."
     )
+    colours: bool = _field("Mesh", False, "Colour each vertex as the views that see it do; not in .xyz.")
+
+    @model_validator(mode="after")
+    def _place_for_colours(self) -> Self:
+        if self.colours and self.out.suffix.lower() == POINTS_SUFFIX:
+            raise ValueError(f"colours: a {POINTS_SUFFIX} file has none, the others have")
+        return self
 
     def run_folder(self) -> Path:
         """Return the folder that the run owns."""

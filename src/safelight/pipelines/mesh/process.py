@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from safelight.core.errors import InputError
-from safelight.core.events import Value
+from safelight.core.events import Severity, Value
 from safelight.core.files import atomic_write, digest
 from safelight.core.pipeline import Context, Item, Prepared, Record
 from safelight.core.plan import Plan
@@ -20,6 +20,7 @@ from safelight.formats.mesh import Mesh, read_mesh, write_mesh
 from safelight.pipelines.mesh import inference
 from safelight.pipelines.mesh.camera_files import read_cameras
 from safelight.pipelines.mesh.cameras import WORLD_SCALE, Cameras
+from safelight.pipelines.mesh.colours import vertex_colours
 from safelight.pipelines.mesh.items import Sample
 from safelight.pipelines.mesh.model import Model, read_model
 from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork
@@ -149,13 +150,24 @@ def _finish(
     if not points.isfinite().all():
         raise InputError("the networks give points that are not finite", path=options.weights[0])
     placed = cameras.to_world(points[None].double())[0] / WORLD_SCALE if options.frame == "world" else points
-    write_mesh(options.out, Mesh(placed.double().numpy(), faces))
+    colours = _colours(points, faces, views, cameras, context) if options.colours else None
+    write_mesh(options.out, Mesh(placed.double().numpy(), faces, colours))
     agreements = draw_silhouettes(points, faces, views, cameras, context.folder)
     agreement = sum(agreements.values()) / len(agreements)
     if agreement < _LITTLE:
         context.events.warning("outlines_disagree", iou=agreement)
     context.events.info("mesh_written", path=str(options.out), vertices=len(points), faces=len(faces), iou=agreement)
     return Record((options.out,), {"silhouette_iou": agreement}, {"views": shown_views(item.payload.views, agreements)})
+
+
+def _colours(
+    points: Tensor, faces: NDArray[np.int64], views: Sequence[View], cameras: Cameras, context: Context
+) -> NDArray[np.uint8] | None:
+    """Return the vertices' colours, None where no view sees any of them; say how many are seen."""
+    colours, seen = vertex_colours(points, faces, views, cameras)
+    severity = Severity.INFO if seen.any() else Severity.WARNING
+    context.events.emit("vertices_coloured", severity, seen=int(seen.sum()), vertices=len(seen))
+    return colours if seen.any() else None
 
 
 def draw_silhouettes(
