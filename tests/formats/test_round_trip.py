@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from safelight.core.errors import OutputError
+from safelight.core.files import digest
 from safelight.formats.microscopy import Metadata, check_output, create_image, open_image, write_image
 
 SUFFIXES = (".tif", ".ome.tif", ".ome.zarr", ".npy", ".npz")
@@ -281,3 +282,11 @@ def test_above_four_gigabytes_it_is_a_bigtiff(tmp_path: Path) -> None:
         np.testing.assert_array_equal(image.read((slice(size - 2, size), slice(size - 3, size))), corner)
     with tifffile.TiffFile(path) as tif:
         assert tif.is_bigtiff
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.ome.tif", "a.npy", "a.npz", "a.png", "a.ome.zarr"])
+def test_the_same_image_is_the_same_bytes(tmp_path: Path, name: str) -> None:
+    image = np.arange(5 * 6, dtype=np.uint8).reshape(5, 6)
+    for folder in ("one", "two"):
+        write_image(tmp_path / folder / name, image, "YX", Metadata(pixel_size={"X": 0.5, "Y": 0.5}))
+    assert digest(tmp_path / "one" / name) == digest(tmp_path / "two" / name)

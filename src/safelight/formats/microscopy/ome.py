@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid5
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,6 +21,7 @@ from safelight.formats.microscopy.image import Channel, Metadata
 from safelight.formats.microscopy.units import micrometres, seconds
 from safelight.formats.microscopy.writing import Layout
 
+_NAMESPACE = UUID("1f0a7a0e-6a4b-5d0c-9c59-5afe119474e5")
 _IMAGEJ_DISPLAY = ("Ranges", "LUTs", "mode", "min", "max")
 
 
@@ -119,6 +121,7 @@ def to_ome(layout: Layout, channels_in_samples: bool) -> dict[str, Any]:
         entries |= {"TimeIncrement": metadata.time_interval, "TimeIncrementUnit": "s"}
     if not channels_in_samples:
         entries["Channel"] = _channels_to_ome(metadata.channels, layout)
+    entries["UUID"] = str(uuid5(_NAMESPACE, repr(layout)))  # tifffile draws one: the same result would be other bytes
     return {name: entry for name, entry in entries.items() if entry}
 
 
