@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import stat
 import sys
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
@@ -210,12 +210,11 @@ def test_a_solver_that_hangs_is_stopped_with_its_children(
 
 def gone(process: int) -> bool:
     """Wait a little until a process has ended (or is a zombie that nobody has asked for)."""
-    for _ in range(100):
+    for _ in range(500):
         try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return True
-        if "Z" in Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rsplit(")", 1)[-1].split()[:1]:
+            if psutil.Process(process).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
             return True
         time.sleep(0.02)
     return False
