@@ -26,7 +26,7 @@ BLOCK = 16
 """Side in cells of the blocks whose light is compared."""
 SMALL_BLOCK, LEVELS = 4, 16
 """Side in cells of the blocks that tell the offset at each of so many levels."""
-NOISE_SAMPLES = 40_000
+NOISE_SAMPLES = 20_000
 """Pixels of each colour that the noise is fitted to."""
 CLEAR_LIGHT = 0.25
 """Noise at white, as a share of it, up to which frames are cut: of stronger noise a cut takes the light, too."""

@@ -26,8 +26,8 @@ GREY_ROWS = 128
 """Rows of tiles that are made grey at once: they stay in a cache."""
 COARSE_PIXELS = 750_000
 """Most grey pixels of the first search; larger frames are binned further."""
-FINE_SIDE = 1024
-"""Longest side, in cells, of the middle part from which the fine shift is found."""
+ROUGH_SIDE, FINE_SIDE = 384, 768
+"""Longest side, in cells, of the middle from which the shift is found roughly, and exactly."""
 NEAR = 0.75
 """Cells from the whole shift within which the exact one is not drawn to it."""
 TILES, TILE_SIDE = 3, 256
@@ -89,14 +89,15 @@ def whole_shift(known: Tensor, shape: torch.Size, image: Tensor, executor: Execu
 
 def exact_shift(anchor: Tensor, target: Tensor, whole: Offset, executor: Executor, method: Method) -> Fine | None:
     """Return the shift to a fraction of a cell from what both grey images show; None where this is little."""
-    middle = _middle_shift(anchor, target, whole, executor)
-    if middle is None:
+    rough = _middle_shift(anchor, target, whole, ROUGH_SIDE, executor)
+    if rough is None:
         return None
     # Away from zero a window, which does not move with the content, draws the shift: cut anew at the nearest one.
-    nearest = whole
-    if max(abs(found - near) for found, near in zip(middle, whole, strict=True)) > NEAR:
-        nearest = (round(middle[0]), round(middle[1]))
-        middle = _middle_shift(anchor, target, nearest, executor) or middle
+    is_near = max(abs(found - near) for found, near in zip(rough, whole, strict=True)) < NEAR
+    nearest = whole if is_near else (round(rough[0]), round(rough[1]))
+    middle = _middle_shift(anchor, target, nearest, FINE_SIDE, executor)
+    if middle is None:
+        return None
     rest = torch.tensor(middle) - torch.tensor(nearest)
     tiles = _tiles(_shared(anchor, target, nearest), TILE_SIDE, TILES)
     facts = _run(Kernel("pair_tiles", _tile_facts, alignment=1), tiles, executor)
@@ -107,13 +108,15 @@ def exact_shift(anchor: Tensor, target: Tensor, whole: Offset, executor: Executo
     return Fine(shift, spread, correlation)
 
 
-def _middle_shift(anchor: Tensor, target: Tensor, whole: Offset, executor: Executor) -> tuple[float, float] | None:
-    """Return the shift by the phases of the middle, the frames being cut at a whole shift."""
+def _middle_shift(
+    anchor: Tensor, target: Tensor, whole: Offset, longest: int, executor: Executor
+) -> tuple[float, float] | None:
+    """Return the shift by the phases of the middle, the frames being cut at a whole shift; None for small overlaps."""
     both = _shared(anchor, target, whole)
     if min(both[0].shape) < MIN_SIDE or both[0].numel() < MIN_OVERLAP * target.numel():
         return None
     kernel = Kernel("pair_fine_shift", fine_shift, alignment=1)
-    dy, dx, _ = _run(kernel, _tiles(both, FINE_SIDE, 1), executor)[0].tolist()
+    dy, dx, _ = _run(kernel, _tiles(both, longest, 1), executor)[0].tolist()
     return whole[0] + dy, whole[1] + dx
 
 
