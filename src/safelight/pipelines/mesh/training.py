@@ -181,12 +181,14 @@ class Training:
                 self._do_step()
                 self.seconds = time.monotonic() - started
                 on_step()
-                looked = self.step % (self.settings.validate_every or self.steps_per_epoch) == 0 or self.share >= 1
+                looked = self._counted > 0 and (self._is_time_to_look() or self.share >= 1)
                 if looked:
                     self._look()
                     on_look(self.curve)
                 if looked or kept.is_due():
                     kept.save(self._state())
+        if not self.curve.steps:
+            raise _none_of("trained on")
         last, best = (self._stage.with_weights(weights) for weights in (self._weights(), self._best))
         return Trained(last, best, self.curve)
 
@@ -195,6 +197,8 @@ class Training:
         generator = seeded(self.settings.seed, self.step)
         self.step += 1
         if examples is None:
+            if all(str(rendered.cameras) in self._left_out for rendered in self._objects):
+                raise _none_of("trained on")
             return
         examples = examples.to(self._device.torch_device)
         size = len(examples.targets)
@@ -255,10 +259,11 @@ class Training:
                     self._executor.events.error("left_out_of_training", error=str(error))
         return Examples.joined(found) if found else None
 
+    def _is_time_to_look(self) -> bool:
+        return self.step % (self.settings.validate_every or self.steps_per_epoch) == 0
+
     def _look(self) -> None:
         """Close a stretch of training: its losses, the validation, the best weights so far."""
-        if not self._counted:
-            raise InputError("none of the objects can be trained on", expected="what the messages above ask for")
         chamfer, f1 = self._validate()
         self.curve.steps.append(self.step)
         for name, total in zip(TERMS, (self._totals / self._counted).tolist(), strict=True):
@@ -283,7 +288,7 @@ class Training:
             distances = compare(points.cpu().numpy(), examples.targets[0].points.numpy())
             scores.append((distances.chamfer, distances.f_score(TAU)))
         if not scores:
-            raise InputError("none of the objects can be validated on", expected="what the messages above ask for")
+            raise _none_of("validated on")
         chamfer, f1 = (sum(values) / len(scores) for values in zip(*scores, strict=True))
         return chamfer, f1
 
@@ -323,3 +328,7 @@ class Training:
         self.step, self.seconds = state["step"], state["seconds"]
         self.curve = Curve(**state["curve"])
         self._totals, self._counted, self._best = state["totals"], state["counted"], state["best"]
+
+
+def _none_of(purpose: str) -> InputError:
+    return InputError(f"none of the objects that were drawn can be {purpose}", expected="what the messages above ask for")
