@@ -1,4 +1,6 @@
-"""Every kernel against its float64 oracle, on every device there is, and on meta, where hidden waiting fails."""
+"""Every kernel against its float64 oracle, on every device there is and on one as strict as a GPU; and on
+meta, where hidden waiting fails.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+import pretended_gpu
 from safelight.core.device import devices
 from safelight.core.kernel import KernelInfo
 from safelight.kernels import all_kernels
 
 KERNELS = all_kernels()
-DEVICES = [info.name for info in devices()]
+pretended_gpu.register()
+DEVICES = [*(info.name for info in devices()), pretended_gpu.NAME]
 
 
 def as_array(value: Tensor) -> np.ndarray:
@@ -30,6 +34,7 @@ def test_a_kernel_agrees_with_its_oracle(info: KernelInfo, device: str) -> None:
     for dtype, (rtol, atol) in info.tolerances.items():
         for sample in info.samples(torch.device(device), dtype):
             result = info.function(*sample.arguments, **sample.keywords)
+            assert result.device.type == torch.device(device).type
             arguments, keywords = tree_map_only(Tensor, as_array, (sample.arguments, dict(sample.keywords)))
             expected = info.oracle(*arguments, **keywords)
             np.testing.assert_allclose(as_array(result), expected, rtol=rtol, atol=atol)
