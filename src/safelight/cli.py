@@ -150,6 +150,7 @@ def _parameter(options: type[Settings], name: str, positional: bool) -> inspect.
         group=Group(panel, sort_key=(panel != OWN_PANEL) + 9 * (panel == COMMON_PANEL)),
         required=required,
         negative=() if extra.get("one_way") or required else None,
+        negative_iterable=(),
         show_default=field.default not in (None, "", (), False) and not required,
         consume_multiple=get_origin(field.annotation) is tuple and not positional,  # --views 1.png 2.png
     )
