@@ -212,12 +212,17 @@ def test_departures_from_the_publication_are_said_and_change_the_mesh(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_compiled_networks_make_the_same_mesh(folder: Path, tmp_path: Path) -> None:
-    assert predict(folder, tmp_path / "plain.obj") == 0
-    assert predict(folder, tmp_path / "compiled.obj", "--compile") == 0
+    ball = small_template()
+    write_mesh(tmp_path / "ball.obj", Mesh(ball.coordinates, ball.levels[0].faces))
+    command = ["mesh", "refine", str(tmp_path / "ball.obj"), *views(folder), *weights(folder, "refine")]
+    for name, more in (("plain", []), ("compiled", ["--compile"])):
+        assert run([*command, "--out", str(tmp_path / f"{name}.obj"), *more, *common(folder)]) == 0
     graphs = json.loads((tmp_path / "compiled_run" / "run.json").read_text())["device"]["compile"]
     assert re.fullmatch(r"default \([1-9]\d* graphs\)", graphs)
     plain, compiled = (read_mesh(tmp_path / f"{name}.obj").vertices for name in ("plain", "compiled"))
+    # Not all: a vertex of which a place is at a whole pixel jumps by the last bit.
     assert np.median(np.abs(plain - compiled).max(axis=1)) <= 1e-5
 
 
@@ -259,7 +264,8 @@ def test_a_data_set_is_measured(folder: Path, data: Path, tmp_path: Path, capsys
     assert "mean of 3 objects" in summary
     assert "mean of 2 categories" in summary
     timings = (out / "combined_timings.txt").read_text().splitlines()
-    assert [line.split()[0] for line in timings[1:]] == ["read", "coarse", "encode", "refine", "total"]
+    assert timings[0] == "3 objects on cpu in full precision, 1 at a time, after 1 warm-ups"
+    assert [line.split()[0] for line in timings[2:]] == ["read", "coarse", "encode", "refine", "total"]
     np.testing.assert_allclose(
         np.loadtxt(out / "meshes" / "chair_a_00_predict.xyz"), mesh.vertices, rtol=1e-6, atol=1e-9
     )

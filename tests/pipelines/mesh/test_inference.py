@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from scipy.spatial import ConvexHull
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from safelight.core.device import Device
 from safelight.core.errors import OutOfMemoryError
@@ -88,11 +90,12 @@ def executor(
     budget: Budget | None = PLENTY,
     *,
     amp: bool = False,
+    compiles: bool = False,
     events: EventLog | None = None,
     virtual: VirtualDevice | None = None,
 ) -> Executor:
     return Executor(
-        Device(CPU, amp=amp),
+        Device(CPU, amp=amp, compiles=compiles),
         EventLog() if events is None else events,
         budget=budget,
         corrections=Corrections(cache),
@@ -190,3 +193,25 @@ def test_mixed_precision_moves_vertices_a_little_only(
     way = (moved - points).norm(dim=1).mean()
     assert way > RADIUS / 10, "vertices move, or this test could not fail"
     assert 0 < difference <= way / 10
+
+
+def test_the_compiler_captures_stages_whole_and_for_all_objects(
+    coarse: CoarseNetwork,
+    fine: RefineNetwork,
+    images: Tensor,
+    cameras: Cameras,
+    points: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One graph for each stage, and one more for the last chunk, of another size; none for the second object."""
+    torch._dynamo.reset()
+    counters.clear()
+    # Without the compiler's second half, which takes minutes to make code of the graphs.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    run = executor(tmp_path, compiles=True)
+    for number in range(2):
+        deform(coarse, images[number : number + 1], cameras[number : number + 1], run)
+        refine(fine, points, encode_views(fine, images[number], run), cameras[number : number + 1], run)
+    assert counters["stats"]["unique_graphs"] == 4
+    assert not counters["graph_break"]

@@ -47,6 +47,25 @@ def test_every_kind_of_picture(tmp_path: Path, mode: str) -> None:
     assert (np.abs(view.pixels[:, 112, 112].astype(int) - 90) <= 2).all(), "a palette has few greys"
 
 
+def test_sixteen_bits_are_not_cut_off(tmp_path: Path) -> None:
+    grey = np.full((60, 80), 65535, np.uint16)
+    grey[20:40, 30:50] = 90 << 8
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    view = read_view(tmp_path / "a.png")
+    np.testing.assert_array_equal(view.silhouette, grey < 65535)
+    assert (view.pixels[:, 112, 112] == 90).all()
+    Image.fromarray(np.zeros((60, 80), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match="no known white"):
+        read_view(tmp_path / "a.tif")
+
+
+def test_blending_is_pillows(tmp_path: Path) -> None:
+    """Half-transparent pixels keep their colour as published; blended, they become lighter."""
+    Image.new("RGBA", (224, 224), (0, 0, 100, 51)).save(tmp_path / "a.png")
+    assert read_view(tmp_path / "a.png").pixels[:, 9, 9].tolist() == [100, 0, 0]
+    assert read_view(tmp_path / "a.png", blend=True).pixels[:, 9, 9].tolist() == [224, 204, 204]
+
+
 def test_blue_comes_first(tmp_path: Path) -> None:
     Image.new("RGB", (50, 50), (200, 100, 0)).save(tmp_path / "a.png")
     assert read_view(tmp_path / "a.png").pixels[:, 9, 9].tolist() == [0, 100, 200]

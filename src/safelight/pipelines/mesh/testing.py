@@ -179,7 +179,7 @@ def test(item: Item, options: TestOptions, context: Context, maker: Maker) -> Re
 def summarise(item: Item, options: TestOptions, context: Context, maker: Maker) -> Record:
     """Write the tables over all objects."""
     records: Mapping[str, Record] = item.payload
-    texts = {RESULTS: _results(records), SUMMARY: _summary(records), TIMINGS: _timings(records)}
+    texts = {RESULTS: _results(records), SUMMARY: _summary(records), TIMINGS: _timings(records, options, context)}
     paths = tuple(context.folder / name for name in texts)
     for path, text in zip(paths, texts.values(), strict=True):
         with atomic_write(path) as temporary:
@@ -233,9 +233,12 @@ def _means(records: Sequence[Record]) -> dict[str, float]:
     return {name: sum(record.metrics[name] for record in records) / len(records) for name in names}
 
 
-def _timings(records: Mapping[str, Record]) -> str:
+def _timings(records: Mapping[str, Record], options: TestOptions, context: Context) -> str:
     """Return the statistics of each component that there is."""
-    lines = [f"{'ms':<8} {'mean':>10} {'median':>10} {'p95':>10} {'objects/s':>10}"]
+    precision = "mixed precision" if context.device.amp else "full precision"
+    where = f"{len(records)} objects on {context.device.torch_device} in {precision}"
+    lines = [f"{where}, {options.batch_size} at a time, after {options.warmup_iters} warm-ups"]
+    lines += [f"{'ms':<8} {'mean':>10} {'median':>10} {'p95':>10} {'objects/s':>10}"]
     for component in _COMPONENTS:
         key = f"{component}_ms"
         values = np.array([record.metrics[key] for record in records.values() if key in record.metrics])

@@ -121,6 +121,15 @@ def _taps(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.i
     return before, (before + 1).clip(max=size - 1), near, far
 
 
+def _in_eight_bits(picture: Image.Image, path: Path) -> Image.Image:
+    """Return a picture that Pillow converts without cutting off what is bright."""
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise InputError("its pixels have no known white", path=path, expected="8 or 16 bits for each channel")
+    return picture
+
+
 def _read_rgba(path: Path) -> tuple[Bytes, bool]:
     try:
         with Image.open(path) as picture:
@@ -131,7 +140,7 @@ def _read_rgba(path: Path) -> tuple[Bytes, bool]:
                     expected=f"at most {_LARGEST} along each side",
                 )
             transparent = picture.has_transparency_data
-            return np.asarray(picture.convert("RGBA")), transparent
+            return np.asarray(_in_eight_bits(picture, path).convert("RGBA")), transparent
     except FileNotFoundError:
         raise InputError("there is no such picture", path=path) from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
