@@ -90,3 +90,19 @@ def test_a_checkpoint_without_weights_says_so(tmp_path: Path, content: object) -
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.pth"):
         read_weights(tmp_path / "none.pth")
+
+
+def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
+    metadata = {name: f"{name} é \\ \n \x7f" for name in "abcdefgh"}
+    files = [tmp_path / f"{number}.safetensors" for number in range(4)]
+    for file in files:
+        write_weights(file, {"w": torch.arange(3.0)}, metadata)
+    assert len({file.read_bytes() for file in files}) == 1
+    assert read_weights(files[0]).metadata == metadata
+    assert torch.equal(read_weights(files[0]).tensors["w"], torch.arange(3.0))
+
+
+def test_weights_without_metadata_are_written(tmp_path: Path) -> None:
+    write_weights(tmp_path / "w.safetensors", {"w": torch.arange(3.0)}, {})
+    read = read_weights(tmp_path / "w.safetensors")
+    assert (read.tensors["w"].tolist(), read.metadata) == ([0, 1, 2], {})

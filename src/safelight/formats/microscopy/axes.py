@@ -80,8 +80,10 @@ def check(path: Path, shape: tuple[int, ...], axes: str) -> None:
     Raises
     ------
     InputError
-        There are not as many letters as axes, one is unknown or repeated, or Y or X is missing.
+        There are not as many letters as axes, one is unknown or repeated, Y or X is missing, or there is no pixel.
     """
+    if 0 in shape:
+        raise InputError(f"the image is empty: its axes {axes} have the sizes {shape}", path=path)
     problem = _problem(shape, axes)
     if problem:
         raise InputError(
@@ -102,8 +104,6 @@ def _problem(shape: tuple[int, ...], axes: str) -> str | None:
         return f"the axes {axes} repeat a letter"
     if not {"Y", "X"} <= set(axes):
         return f"the axes {axes} lack Y or X"
-    if 0 in shape:
-        return f"the image is empty: its axes {axes} have the sizes {shape}"
     return None
 
 

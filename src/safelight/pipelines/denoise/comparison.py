@@ -53,9 +53,9 @@ def check_shape(clean: ImageFile, shape: tuple[int, ...]) -> None:
 
 
 def compare_with_clean(
-    noisy: ImageFile, denoised: ImageFile, clean: Path, dims: int, data_range: float | None, events: EventLog
+    name: str, noisy: ImageFile, denoised: ImageFile, clean: Path, dims: int, data_range: float | None, events: EventLog
 ) -> dict[str, float]:
-    """Measure the noisy image, the best Gaussian and the denoised image against a clean one.
+    """Measure an item's noisy image, the best Gaussian and the denoised image against a clean one.
 
     Every sample and channel is measured alone, with ``data_range`` or the clean frame's max − min; means are returned.
 
@@ -71,7 +71,7 @@ def compare_with_clean(
     means = {name: sum(one[name] for one in measured) / len(measured) for name in measured[0]}
     events.info(
         "compared_with_clean",
-        name=denoised.path.name,
+        name=name,
         before=round(means["input_psnr"], 2),
         gaussian=round(means["gaussian_psnr"], 2),
         sigma=round(means["gaussian_sigma"], 2),

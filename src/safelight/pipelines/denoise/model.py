@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from safelight.core.errors import InputError
 from safelight.core.events import Value
-from safelight.core.files import atomic_write
+from safelight.formats.weights import write_weights
 from safelight.pipelines.denoise.network import Architecture, UNet
 
 FORMAT = "safelight-denoise"
@@ -104,9 +103,7 @@ class DenoiseModel:
             "facts": dict(self.facts),
         }
         metadata = {"format": FORMAT, "version": str(VERSION), "model": json.dumps(description)}
-        weights = {name: tensor.contiguous() for name, tensor in self.weights.items()}
-        with atomic_write(path) as temporary:
-            save_file(weights, temporary, metadata)
+        write_weights(path, self.weights, metadata)
 
     @classmethod
     def load(cls, path: Path) -> DenoiseModel:

@@ -92,7 +92,9 @@ def denoise(item: Item, options: RunOptions | PredictOptions, context: Context, 
         layout = _write_denoised(image, frames, model, target, options, context, item.name)
         with open_image(target.path, image.axes) as denoised:
             metrics = (
-                compare_with_clean(image, denoised, clean, dims, options.data_range, context.events) if clean else {}
+                compare_with_clean(item.name, image, denoised, clean, dims, options.data_range, context.events)
+                if clean
+                else {}
             )
             details = look_closer(item.name, image, denoised, options, model, context)
     return Record((target.path,), metrics, {"tiles": list(layout), **details})
