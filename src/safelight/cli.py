@@ -114,8 +114,13 @@ def _let_be_missing(app: App, commands: tuple[str, ...], arguments: ArgumentColl
 def _pipeline_app(pipeline: Pipeline, act: Act) -> App:
     app = App(name=pipeline.name, help=pipeline.help)
     for command in pipeline.commands:
-        app.command(_function(pipeline, command, act), name=command.name, help=command.help)
+        app.command(_function(pipeline, command, act), name=command.name, help=_unwrapped(command.help))
     return app
+
+
+def _unwrapped(text: str) -> str:
+    """Return a text with a line per paragraph: cyclopts breaks lines for the terminal, and keeps those that there are."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def _function(pipeline: Pipeline, command: Command[Any], act: Act) -> Callable[..., int]:
