@@ -119,7 +119,7 @@ def _pipeline_app(pipeline: Pipeline, act: Act) -> App:
 
 
 def _unwrapped(text: str) -> str:
-    """Return a text with a line per paragraph: cyclopts breaks lines for the terminal, and keeps those that there are."""
+    """Return a text with one line per paragraph: cyclopts keeps line breaks, and adds the terminal's."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
