@@ -194,6 +194,13 @@ def test_vertices_have_the_colours_of_the_photographs(
     assert "a .xyz file has none" in " ".join(capsys.readouterr().err.split())
 
 
+def test_points_alone_are_no_mesh_to_refine(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savetxt(tmp_path / "points.xyz", small_template().coordinates)
+    command = ["mesh", "refine", str(tmp_path / "points.xyz"), *views(folder), *weights(folder, "refine")]
+    assert run([*command, "--out", str(tmp_path / "a.obj"), *common(folder)]) != 0
+    assert "points.xyz: has no faces" in " ".join(capsys.readouterr().err.split())
+
+
 def test_departures_from_the_publication_are_said_and_change_the_mesh(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,7 +281,7 @@ def test_a_data_set_is_measured(folder: Path, data: Path, tmp_path: Path, capsys
 def test_a_batch_with_a_bad_object_gives_the_others_as_alone(
     folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first object, which is to warm up, cannot be read; those beside it are done, and as without it."""
+    """The first object cannot be read; those beside it are done, and as without it."""
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "chair" / "a" / "rendering" / "01.png").write_bytes(b"no picture")
     measured = {}

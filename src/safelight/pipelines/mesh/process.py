@@ -52,19 +52,18 @@ def open_model(options: ViewOptions | TestOptions, context: Context) -> Model:
 
 def plan_predict(item: Item, options: ViewOptions, context: Context) -> list[Plan]:
     """Return the memory plans of one object."""
-    return plan_stages(read_model(options.weights), options, 1, len(options.views), context)
+    return plan_stages(options, 1, len(options.views), context)
 
 
 def plan_refine(item: Item, options: ViewOptions, context: Context) -> list[Plan]:
     """Return the memory plans of a mesh of one's own."""
-    model, vertices = read_model(options.weights), len(read_mesh(item.payload.mesh).vertices)
-    return list(inference.plan_refine(refining(model, options), vertices, len(options.views), context.executor))
+    network, mesh = refining(read_model(options.weights), options), _read_surface(item.payload.mesh)
+    return list(inference.plan_refine(network, len(mesh.vertices), len(options.views), context.executor))
 
 
-def plan_stages(
-    model: Model, options: ViewOptions | TestOptions, samples: int, views: int, context: Context
-) -> list[Plan]:
+def plan_stages(options: ViewOptions | TestOptions, samples: int, views: int, context: Context) -> list[Plan]:
     """Return the memory plans of both stages, of so many objects at once."""
+    model = read_model(options.weights, Variant.of(options))
     coarse, level = deforming(model, options)
     plans = [inference.plan_deform(coarse, samples, views, context.executor)]
     if model.refine is not None:
@@ -88,7 +87,7 @@ def predict(item: Item, options: ViewOptions, context: Context, model: Model) ->
 def refine(item: Item, options: ViewOptions, context: Context, model: Model) -> Record:
     """Move the vertices of a mesh of one's own."""
     network = refining(model, options)
-    mesh = read_mesh(item.payload.mesh)
+    mesh = _read_surface(item.payload.mesh)
     views, cameras, images = _read_sample(item.payload, options, context, model)
     maps = inference.encode_views(network, images, context.executor)
     points = torch.from_numpy(mesh.vertices).float()
@@ -120,6 +119,15 @@ def refining(model: Model, options: ViewOptions) -> RefineNetwork:
     if model.refine is None:
         raise InputError("has no refining stage", path=options.weights[0], remedy="give it with --weights")
     return model.refine
+
+
+def _read_surface(path: Path) -> Mesh:
+    mesh = read_mesh(path)
+    if not len(mesh.faces):
+        raise InputError(
+            "has no faces", path=path, expected="a mesh, whose outline the photographs can be held against"
+        )
+    return mesh
 
 
 def _read_sample(

@@ -23,7 +23,7 @@ from safelight.pipelines.mesh import inference
 from safelight.pipelines.mesh.cameras import Cameras
 from safelight.pipelines.mesh.dataset import Rendered, in_camera_frame, read_truth, read_views
 from safelight.pipelines.mesh.metrics import Distances, compare, sample_surface
-from safelight.pipelines.mesh.model import Model, read_model
+from safelight.pipelines.mesh.model import Model
 from safelight.pipelines.mesh.options import TestOptions
 from safelight.pipelines.mesh.process import deforming, draw_silhouettes, open_model, plan_stages, shown_views
 from safelight.pipelines.mesh.views import View
@@ -69,6 +69,8 @@ class Made:
 class Maker:
     """Makes the meshes of objects as they are asked for; with each of them those that follow, up to a batch.
 
+    Before the first one in each process, the same path is run as often as is not to count in the timings.
+
     Parameters
     ----------
     model : Model
@@ -92,6 +94,7 @@ class Maker:
         self._refine, self._focal, self._options = model.refine, options.focal or model.focal, options
         self._objects: dict[str, Rendered] = {item.name: item.payload for item in items}
         self._made: dict[str, Made] = {}
+        self._warm = False
         self.faces = level.faces
 
     def make(self, name: str, context: Context) -> Made:
@@ -106,15 +109,15 @@ class Maker:
             batch = {name: self._read(self._objects[name])}
             following = self._readable(list(self._objects).index(name) + 1)
             batch |= islice(following, self._options.batch_size - 1)
+            self._warm_up(list(batch.values()), context)
             self._made = dict(zip(batch, self._compute(list(batch.values()), context), strict=True))
         return self._made.pop(name)
 
-    def warm_up(self, context: Context) -> None:
-        """Make the meshes of the first batch as often as is not to count in the timings."""
-        batch = [seen for _, seen in islice(self._readable(0), self._options.batch_size)]
-        for number in range(self._options.warmup_iters if batch else 0):
+    def _warm_up(self, batch: Sequence[Seen], context: Context) -> None:
+        for number in range(0 if self._warm else self._options.warmup_iters):
             context.progress(number, self._options.warmup_iters, "warmup_progress")
             self._compute(batch, context)
+        self._warm = True
 
     def _readable(self, start: int) -> Iterator[tuple[str, Seen]]:
         """Yield the objects from a number on that can be read; what is wrong with others is said in their turn."""
@@ -144,15 +147,14 @@ class Maker:
 
 
 def load_model(items: Sequence[Item], options: TestOptions, context: Context) -> Prepared:
-    """Read the weights, and make the first meshes as often as is not to count in the timings."""
+    """Read the weights."""
     maker = Maker(open_model(options, context), items, options)
-    maker.warm_up(context)
     return Prepared(maker, " ".join(digest(path) for path in options.weights))
 
 
 def plan(item: Item, options: TestOptions, context: Context) -> list[Plan]:
     """Return the memory plans of a batch of objects."""
-    return plan_stages(read_model(options.weights), options, options.batch_size, len(options.use_views), context)
+    return plan_stages(options, options.batch_size, len(options.use_views), context)
 
 
 def test(item: Item, options: TestOptions, context: Context, maker: Maker) -> Record:
