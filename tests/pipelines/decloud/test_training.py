@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from safelight.core.checkpoint import Checkpoint
 from safelight.core.device import Device
 from safelight.core.errors import InputError, UsageError
 from safelight.core.events import EventLog
@@ -62,7 +63,7 @@ def trained(
         on_step(step)
         if step == stop_at:
             assert checkpoint is not None
-            training._save(checkpoint)
+            Checkpoint(checkpoint, training._identity(), events).save(training._state())
             raise StoppedError
 
     return training.run(checkpoint, on_step=stop), events

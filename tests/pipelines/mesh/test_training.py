@@ -325,7 +325,7 @@ def test_the_refining_stage_starts_with_the_coarse_encoder(objects: tuple[Render
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_one_rendered_object_is_overfitted(shared: Path) -> None:
-    """The whole network and our own ellipsoid; two to three minutes of one core."""
+    """The whole network and our own ellipsoid; two minutes of one core."""
     found = find_objects(DataOptions(data=shared / "data" / "mesh_rendered")).items
     duck = tuple(item.payload for item in found if "pb_duck" in item.name)
     result, _ = trained(duck, full_stage(), steps=90, validate_every=15)

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
-import pickle
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from safelight.core.checkpoint import Checkpoint, digest_of, identity_of, seeded
 from safelight.core.device import Device
 from safelight.core.errors import InputError, UsageError
 from safelight.core.execute import Executor
-from safelight.core.files import atomic_write
 from safelight.core.options import Settings
 from safelight.kernels.metrics import psnr
 from safelight.pipelines.decloud.footprint import plan_step
@@ -30,8 +25,6 @@ from safelight.pipelines.decloud.patches import Patch, middle, read_patch
 from safelight.pipelines.decloud.triplets import Triplet
 
 _EPOCHS_AT_FIRST_RATE, _EPOCHS_PER_HALVING = 1, 5
-_SAVES_SHARE = 20
-"""Checkpoints within an epoch take at most this fraction of the time between them."""
 _ORIENTATIONS = 8
 
 
@@ -128,7 +121,6 @@ class Training:
         self._best_psnr = -math.inf
         self._best: dict[str, Tensor] | None = None
         self._left_out: set[str] = set()
-        self._saved_at, self._save_seconds = time.monotonic(), 0.0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -161,8 +153,8 @@ class Training:
         OutOfMemoryError
             Not even one image fits.
         """
-        if checkpoint is not None and checkpoint.is_file():
-            self._restore(checkpoint)
+        kept = Checkpoint(checkpoint, self._identity(), self._executor.events)
+        self._restore(kept)
         while self._epoch < self.settings.epochs:
             order = torch.randperm(len(self._training), generator=self._generator()).tolist()
             while self._step < self.steps_per_epoch:
@@ -170,11 +162,10 @@ class Training:
                 self._do_step([self._training[n] for n in order[first : first + self.settings.batch_size]])
                 self._step += 1
                 on_step(self._epoch * self.steps_per_epoch + self._step)
-                if checkpoint is not None and self._is_worth_saving():
-                    self._save(checkpoint)
+                if kept.is_due():
+                    kept.save(self._state())
             self._end_epoch()
-            if checkpoint is not None:
-                self._save(checkpoint)
+            kept.save(self._state())
             on_epoch(self._epoch, self.curve)
         last = self._weights()
         return Trained(self._model(last), self._model(self._best or last), self.curve)
@@ -280,9 +271,7 @@ class Training:
 
     def _generator(self, step: int = -1) -> torch.Generator:
         """Return the source of an epoch's order, or of a step's draws."""
-        text = f"{self.settings.seed} {self._epoch} {step}"
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-        return torch.Generator().manual_seed(seed)
+        return seeded(self.settings.seed, self._epoch, step)
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in self._network.state_dict().items()}
@@ -293,22 +282,16 @@ class Training:
 
     def _identity(self) -> str:
         """Return the digest of what decides how training goes; more epochs only let it go further."""
-        parts = [
+        return identity_of(
             self._start.architecture.model_dump(mode="json"),
             self.settings.model_dump(mode="json", exclude={"epochs"}),
             [triplet.name for triplet in self._training],
             [triplet.name for triplet in self._validation],
-            _digest(self._start),
-        ]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+            digest_of(self._start.weights),
+        )
 
-    def _is_worth_saving(self) -> bool:
-        return time.monotonic() - self._saved_at > _SAVES_SHARE * max(self._save_seconds, 1.0)
-
-    def _save(self, path: Path) -> None:
-        before = time.monotonic()
-        state = {
-            "identity": self._identity(),
+    def _state(self) -> dict[str, object]:
+        return {
             "network": self._network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "epoch": self._epoch,
@@ -319,21 +302,10 @@ class Training:
             "best": self._best,
             "best_psnr": self._best_psnr,
         }
-        with atomic_write(path) as temporary:
-            torch.save(state, temporary)
-        self._saved_at = time.monotonic()
-        self._save_seconds = self._saved_at - before
 
-    def _restore(self, path: Path) -> None:
-        """Go on from a checkpoint of the same training; another's is passed over and replaced."""
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise InputError(
-                f"the checkpoint is damaged ({type(error).__name__})", path=path, remedy="run again with --fresh"
-            ) from None
-        if state.get("identity") != self._identity():
-            self._executor.events.warning("checkpoint_replaced", file=path.name)
+    def _restore(self, kept: Checkpoint) -> None:
+        state = kept.load()
+        if state is None:
             return
         self._network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -341,13 +313,6 @@ class Training:
         self._total, self._images = state["total"], state["images"]
         self.curve = Curve(**state["curve"])
         self._best, self._best_psnr = state["best"], state["best_psnr"]
-
-
-def _digest(model: CloudModel) -> str:
-    total = hashlib.sha256()
-    for tensor in model.weights.values():
-        total.update(tensor.contiguous().numpy().tobytes())
-    return total.hexdigest()
 
 
 def start_model(architecture: Architecture, seed: int) -> CloudModel:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from safelight.core.checkpoint import Checkpoint, identity_of
 from safelight.core.device import Device
 from safelight.core.errors import InputError
 from safelight.core.events import Value
 from safelight.core.execute import Executor
-from safelight.core.files import atomic_write
 from safelight.core.options import Seconds, Settings
 from safelight.core.peak import PeakMemory
 from safelight.pipelines.denoise.allocator import keep_freed_memory, release_freed_memory
@@ -168,7 +164,6 @@ class Training:
         self.step_number = 0
         self.seconds = 0.0
         self._started = 0.0
-        self._saved_at, self._save_seconds = 0.0, 0.0
         self._device, self._executor = device, executor
         where = device.torch_device
         most_data = data_limit(executor)
@@ -224,8 +219,8 @@ class Training:
         on_epoch : callable, optional
             Called after every epoch.
         """
-        if checkpoint is not None and checkpoint.exists():
-            self._restore(checkpoint)
+        kept = Checkpoint(checkpoint, self._identity(), self._executor.events)
+        self._restore(kept)
         if self.at_once < self.settings.batch_size:
             self._executor.events.info("training_in_parts", size=self.at_once, batch=self.settings.batch_size)
         self._started = time.monotonic() - self.seconds
@@ -235,8 +230,8 @@ class Training:
             self._look(steps)
             self.pool.refresh(crops=4)
             self.seconds = time.monotonic() - self._started
-            if checkpoint is not None and self._is_worth_saving():
-                self._save(checkpoint)
+            if self.share >= 1 or kept.is_due():
+                kept.save(self._state())
             if on_epoch is not None:
                 on_epoch(Epoch(self.step_number, self.share, self.seconds, self.losses, self.model))
         if self.step_number > first and self.at_once == parts:  # else it is that of parts that did not fit
@@ -354,7 +349,7 @@ class Training:
 
     def _identity(self) -> str:
         """Return the digest of everything that decides how the training goes."""
-        parts = [
+        return identity_of(
             self.architecture.model_dump(mode="json"),
             self.masking.model_dump(mode="json"),
             self.settings.model_dump(mode="json"),
@@ -362,17 +357,10 @@ class Training:
             self.steps,
             list(self.patch),
             self._data,
-        ]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        )
 
-    def _is_worth_saving(self) -> bool:
-        """Return whether training is over, or a save would take less than a twentieth of the time since the last."""
-        return self.share >= 1 or self.seconds - self._saved_at >= 20 * self._save_seconds
-
-    def _save(self, path: Path) -> None:
-        before = time.monotonic()
-        state = {
-            "identity": self._identity(),
+    def _state(self) -> dict[str, object]:
+        return {
             "network": self._network.state_dict(),
             "averaged": self._averaged.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -385,26 +373,10 @@ class Training:
             "best": self._best,
             "best_loss": self._best_loss,
         }
-        with atomic_write(path) as temporary:
-            torch.save(state, temporary)
-        self._saved_at, self._save_seconds = self.seconds, time.monotonic() - before
 
-    def _restore(self, path: Path) -> None:
-        """Go on from a checkpoint of the same training; another's is passed over and replaced.
-
-        Raises
-        ------
-        InputError
-            The file is damaged.
-        """
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise InputError(
-                f"the checkpoint is damaged ({type(error).__name__})", path=path, remedy="run again with --fresh"
-            ) from None
-        if state.get("identity") != self._identity():
-            self._executor.events.warning("checkpoint_replaced", file=path.name)
+    def _restore(self, kept: Checkpoint) -> None:
+        state = kept.load()
+        if state is None:
             return
         self._network.load_state_dict(state["network"])
         self._averaged.load_state_dict(state["averaged"])
