@@ -28,6 +28,7 @@ except ImportError as error:
     ) from error
 
 _BLOCK = 512
+_SMALLEST_BLOCK = 128
 _LONGEST_NAME = 40
 _COG = {
     "driver": "COG",
@@ -223,6 +224,7 @@ def create_cog(path: Path, header: Header) -> Iterator[RasterWriter]:
     OutputError
         It cannot be written.
     """
+    side = min(_BLOCK, -(-max(header.grid.height, header.grid.width) // _SMALLEST_BLOCK) * _SMALLEST_BLOCK)
     profile = {
         "driver": "GTiff",
         "height": header.grid.height,
@@ -233,8 +235,8 @@ def create_cog(path: Path, header: Header) -> Iterator[RasterWriter]:
         "crs": header.grid.crs or None,
         "transform": rasterio.Affine(*header.grid.transform),
         "tiled": True,
-        "blockxsize": _BLOCK,
-        "blockysize": _BLOCK,
+        "blockxsize": side,
+        "blockysize": side,
         "interleave": "band",
         "bigtiff": "if_safer",
     }
@@ -246,7 +248,7 @@ def create_cog(path: Path, header: Header) -> Iterator[RasterWriter]:
                     _describe(file, header)
                     yield RasterWriter(file)
                 with rasterio.Env(COG_TMP_COMPRESSION="NONE"):  # compressing the draft's overviews takes longest of all
-                    copy_raster(draft, temporary, **_COG)
+                    copy_raster(draft, temporary, blocksize=side, **_COG)
         finally:
             draft.unlink(missing_ok=True)
 
