@@ -228,10 +228,10 @@ class Executor:
             if size == 1:
                 allowed = self.budget.bytes
                 raise OutOfMemoryError(
-                    "training does not fit with one patch at a time",
+                    "training does not fit with one sample at a time",
                     needed=allowed + 1,
                     allowed=allowed,
-                    remedy="smaller --patch-size or --features, or --device cpu",
+                    remedy="a higher --memory-limit, smaller patches or a smaller network where options say how, or --device cpu",
                 )
             size = -(-size // 2)
             self.events.warning("micro_batch", size=size, batch=batch_size, reason=failure)
