@@ -231,7 +231,7 @@ class Executor:
                     "training does not fit with one sample at a time",
                     needed=allowed + 1,
                     allowed=allowed,
-                    remedy="a higher --memory-limit, smaller patches or a smaller network where options say how, or --device cpu",
+                    remedy="smaller patches or a smaller network, where there are options for them, or --device cpu",
                 )
             size = -(-size // 2)
             self.events.warning("micro_batch", size=size, batch=batch_size, reason=failure)
