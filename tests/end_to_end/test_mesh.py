@@ -106,13 +106,29 @@ def test_what_was_converted_computes_what_was_trained(folder: Path, tmp_path: Pa
     assert np.abs(one.vertices - read_mesh(tmp_path / "coarse.obj").vertices).max() > 1e-5
 
 
+def test_both_stages_in_one_file_are_those_of_two(folder: Path, tmp_path: Path) -> None:
+    both = tmp_path / "both.safetensors"
+    join = ["--join", str(folder / "coarse.safetensors"), *common(folder)]
+    assert run(["mesh", "convert", str(folder / "refine.npz"), str(both), *join]) == 0
+    command = ["mesh", "predict", *views(folder), "--weights", str(both), *common(folder)]
+    assert run([*command, "--out", str(tmp_path / "one.xyz")]) == 0
+    assert predict(folder, tmp_path / "two.xyz") == 0
+    assert (tmp_path / "one.xyz").read_bytes() == (tmp_path / "two.xyz").read_bytes()
+    twice = ["mesh", "convert", str(folder / "refine.npz"), str(tmp_path / "b.safetensors"), *common(folder)]
+    assert run([*twice, "--join", str(both)]) != 0
+
+
 def test_the_world_is_upright(folder: Path, tmp_path: Path) -> None:
     """The object's frame is the first camera's, turned back and scaled."""
     assert predict(folder, tmp_path / "camera.obj") == 0
     assert predict(folder, tmp_path / "world.obj", "--frame", "world") == 0
     camera, world = (read_mesh(tmp_path / f"{frame}.obj").vertices for frame in ("camera", "world"))
-    sizes = [np.linalg.norm(points - points.mean(axis=0), axis=1).mean() for points in (camera, world)]
-    assert sizes[1] == pytest.approx(sizes[0] / 0.57, rel=1e-5)
+    azimuth, elevation, distance = np.radians(250.5), np.radians(29.5), 0.65
+    level = np.array([np.cos(azimuth), 0, np.sin(azimuth)])
+    backwards = np.cos(elevation) * level + np.sin(elevation) * np.array([0, 1, 0])
+    upwards = np.cos(elevation) * np.array([0, 1, 0]) - np.sin(elevation) * level
+    axes = np.stack([np.cross(upwards, backwards), upwards, backwards])
+    np.testing.assert_allclose(world, (camera @ axes + distance * backwards) / 0.57, atol=1e-5)
 
 
 @pytest.mark.parametrize(

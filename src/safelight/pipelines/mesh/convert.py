@@ -17,7 +17,7 @@ from safelight.formats.legacy_pickle import read_pickle
 from safelight.formats.mesh import SUFFIXES, read_mesh
 from safelight.formats.tf_checkpoint import INDEX, read_checkpoint
 from safelight.formats.weights import read_weights
-from safelight.pipelines.mesh.model import COARSE, REFINE, Model, load_strictly, write_model
+from safelight.pipelines.mesh.model import COARSE, REFINE, Model, load_strictly, read_model, write_model
 from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork
 from safelight.pipelines.mesh.options import ConvertOptions
 from safelight.pipelines.mesh.template import Template, ellipsoid, make_template
@@ -50,9 +50,23 @@ def convert(item: Item, options: ConvertOptions, context: Context, prepared: Non
         raise InputError(
             f"it holds neither {_OF_COARSE} nor {_OF_REFINE}: not a stage of Pixel2Mesh++", path=options.input
         )
+    if options.join is not None:
+        model = _joined(model, stage, options.join)
     write_model(options.out, model)
     context.events.info("weights_converted", stage=stage, tensors=len(tensors), path=str(options.out))
     return Record((options.out,), details={"stage": stage, "tensors": len(tensors)})
+
+
+def _joined(model: Model, stage: str, path: Path) -> Model:
+    """Return a model with the other stage that a file of weights holds."""
+    other = read_model([path])
+    if other.focal != model.focal:
+        raise InputError(f"was trained with a focal length of {other.focal:g}, not {model.focal:g}", path=path)
+    if (other.coarse if stage == COARSE else other.refine) is not None:
+        raise InputError(f"holds the {stage} stage itself", path=path, expected="the other stage alone")
+    return Model(
+        model.focal, model.coarse or other.coarse, model.refine or other.refine, model.template or other.template
+    )
 
 
 def read_template(path: Path) -> Template:

@@ -105,5 +105,5 @@ def find_checkpoint(options: ConvertOptions) -> Found:
         raise InputError("there is no such checkpoint", path=options.input)
     if options.out.resolve() == options.input.resolve():
         raise InputError("it would replace the checkpoint", path=options.out, remedy="another --out")
-    template = (options.template,) if options.template else ()
-    return Found((Item(options.out.stem, (options.input, *template)),))
+    others = [path for path in (options.template, options.join) if path is not None]
+    return Found((Item(options.out.stem, (options.input, *others)),))

@@ -173,6 +173,7 @@ class ConvertOptions(CommonOptions):
         description="The mesh that the coarse stage was trained with: any closed mesh, or the published .dat or .npz.",
     )
     focal: float = Field(248.0, gt=0, description="Focal length in pixels that it was trained with; 248 as published.")
+    join: Path | None = Field(None, description="A file of weights whose other stage is to be in the same file.")
 
     def run_folder(self) -> Path:
         """Return the folder that the run owns."""
