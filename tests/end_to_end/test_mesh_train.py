@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mesh")
     outward = np.random.default_rng(0).standard_normal((200, 3))
     outward /= np.linalg.norm(outward, axis=1, keepdims=True)
-    for number, name in enumerate(("egg/a", "egg/b", "egg/bare")):
+    for number, name in enumerate(("egg/0-bare", "egg/a", "egg/b")):
         rendering = folder / "data" / name / "rendering"
         rendering.mkdir(parents=True)
         (rendering / "rendering_metadata.txt").write_text(CAMERAS)
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             picture = Image.new("RGBA", (40, 40))
             ImageDraw.Draw(picture).ellipse((8, 10 + number, 32, 28), fill=(200, 90 * number, 90 * view, 255))
             picture.save(rendering / f"{view:02}.png")
-        normals = {} if name == "egg/bare" else {"normals": outward}
+        normals = {} if name == "egg/0-bare" else {"normals": outward}
         np.savez(rendering.parent / "points.npz", points=outward * (0.3, 0.2, 0.25), **normals)
     corners = icosahedron()
     faces = np.array([face for face in combinations(range(12), 3) if pdist(corners[list(face)]).max() < 2.1])
@@ -90,7 +90,7 @@ def test_an_object_without_normals_is_named_and_the_others_are_trained_on(
 ) -> None:
     events = [json.loads(line) for line in (coarse / "events.jsonl").read_text().splitlines()]
     (left_out,) = [event for event in events if event["key"] == "left_out_of_training"]
-    assert "bare/points.npz: has no normals" in left_out["data"]["error"]
+    assert "0-bare/points.npz: has no normals" in left_out["data"]["error"]
     assert "validated_on_training" in {event["key"] for event in events}
 
 

@@ -181,6 +181,13 @@ def test_a_checkpoint_of_another_training_is_replaced_and_a_damaged_one_named(
         trained(objects, checkpoint=tmp_path / "c")
 
 
+def test_the_switch_of_the_views_makes_another_training(tmp_path: Path, objects: tuple[Rendered, ...]) -> None:
+    """Though both begin with the same weights."""
+    trained(objects, coarse_stage(own_views=True), tmp_path / "c", steps=1)
+    _, events = trained(objects, coarse_stage(own_views=False), tmp_path / "c", steps=1)
+    assert "checkpoint_replaced" in events.keys()
+
+
 def test_it_ends_at_the_first_end(objects: tuple[Rendered, ...]) -> None:
     assert trained(objects, steps=5, epochs=1, batch_size=2, validate_every=None)[0].curve.steps == [2]
     assert trained(objects, steps=50, time_budget=1e-6)[0].curve.steps == [1]

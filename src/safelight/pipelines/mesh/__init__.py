@@ -84,7 +84,6 @@ TRAIN = Command(
     plan=deferred(f"{_ROOM}.train:plan"),
     report=deferred(f"{_ROOM}.report:write_report"),
     positional=("stage",),
-    without_result=frozenset({"data", "validation_data"}),
 )
 
 CONVERT = Command(

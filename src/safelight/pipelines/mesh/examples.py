@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -37,7 +37,9 @@ class Examples:
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Return examples one after the other; all have as many views."""
-        cameras = Cameras(*(torch.cat(values) for values in zip(*(astuple(p.cameras) for p in parts), strict=True)))
+        cameras = Cameras(
+            *(torch.cat(values) for values in zip(*(vars(p.cameras).values() for p in parts), strict=True))
+        )
         return cls(torch.cat([p.images for p in parts]), cameras, tuple(t for p in parts for t in p.targets))
 
     def to(self, device: torch.device) -> Self:

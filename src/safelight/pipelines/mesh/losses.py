@@ -69,17 +69,21 @@ class Joints:
         (edges, 2) int64, each once.
     faces : Tensor
         (faces, 3) int64.
+    neighbours : Tensor
+        (vertices,) int64: how many each vertex has.
     """
 
     vertices: int
     edges: Tensor
     faces: Tensor
+    neighbours: Tensor
 
     @classmethod
     def of(cls, level: Level, device: torch.device) -> Self:
         """Return the joints of a level of a template."""
-        edges, faces = (torch.from_numpy(numbers).to(device) for numbers in (level.edges, level.faces))
-        return cls(level.vertices, edges, faces)
+        neighbours = np.bincount(level.edges.ravel(), minlength=level.vertices)
+        parts = (torch.from_numpy(numbers).to(device) for numbers in (level.edges, level.faces, neighbours))
+        return cls(level.vertices, *parts)
 
     @property
     def entries(self) -> int:
@@ -152,8 +156,7 @@ def laplacian(points: Tensor, joints: Joints) -> Tensor:
     """Return where vertices (n, 3) lie, seen from the mean of their neighbours."""
     a, b = joints.edges.unbind(1)
     sums = torch.zeros_like(points).index_add(0, a, points[b]).index_add(0, b, points[a])
-    joined = torch.bincount(joints.edges.flatten(), minlength=joints.vertices)
-    return points - sums / joined[:, None]
+    return points - sums / joints.neighbours[:, None]
 
 
 def points_on_surface(points: Tensor, faces: Tensor, draws: Tensor) -> Tensor:

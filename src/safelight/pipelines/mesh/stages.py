@@ -34,7 +34,7 @@ class Stage(nn.Module, ABC):
 
     Parameters
     ----------
-    network : Module
+    network : CoarseNetwork or RefineNetwork
     template : Template
         Whose vertices the meshes have.
 
@@ -49,11 +49,16 @@ class Stage(nn.Module, ABC):
     name: ClassVar[str]
     weights: ClassVar[LossWeights]
     levels: ClassVar[tuple[int, ...]]
-    network: nn.Module
+    network: CoarseNetwork | RefineNetwork
 
-    def __init__(self, network: nn.Module, template: Template) -> None:
+    def __init__(self, network: CoarseNetwork | RefineNetwork, template: Template) -> None:
         super().__init__()
         self.network, self.template = network, template
+
+    @property
+    def networks(self) -> tuple[CoarseNetwork | RefineNetwork, ...]:
+        """All that take part."""
+        return (self.network,)
 
     @abstractmethod
     def model(self, focal: float) -> Model:
@@ -108,6 +113,11 @@ class RefineStage(Stage):
     def __init__(self, network: RefineNetwork, coarse: CoarseNetwork, template: Template) -> None:
         super().__init__(network, template)
         self.coarse = coarse
+
+    @property
+    def networks(self) -> tuple[CoarseNetwork | RefineNetwork, ...]:
+        """Both."""
+        return self.network, self.coarse
 
     def forward(self, images: Tensor, cameras: Cameras) -> Blocks:
         """Refine the coarse meshes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import torch
@@ -15,6 +16,7 @@ from safelight.pipelines.mesh.dataset import Rendered, read_views
 from safelight.pipelines.mesh.examples import read_example
 from safelight.pipelines.mesh.footprint import plan_step
 from safelight.pipelines.mesh.items import TrainingSet
+from safelight.pipelines.mesh.losses import Target
 from safelight.pipelines.mesh.model import COARSE, read_model, write_model
 from safelight.pipelines.mesh.options import TrainOptions
 from safelight.pipelines.mesh.pictures import draw_beside
@@ -64,12 +66,7 @@ def train(item: Item, options: TrainOptions, context: Context, prepared: None) -
         write_model(path, result.model(focal))
     curve = trained.curve
     best = {"validation_chamfer": curve.chamfer[curve.best], "validation_f1": curve.f1[curve.best]}
-    beside = _show(watching[0], trained.best, focal, context)
-    details: dict[str, Value] = {
-        "curve": asdict(curve),
-        "object": watching[0].cameras.parent.parent.name,
-        "beside": beside,
-    }
+    details: dict[str, Value] = {"curve": asdict(curve), **_show(watching, trained.best, focal, context)}
     return Record(outputs, {"training_loss": curve.loss[-1], **best}, details)
 
 
@@ -145,12 +142,24 @@ def _say(curve: Curve, context: Context) -> None:
 
 
 @torch.no_grad()
-def _show(rendered: Rendered, stage: Stage, focal: float, context: Context) -> list[Value]:
-    """Draw one object as the stage makes it, over its views and beside the truth; return what the report says."""
+def _show(watching: Sequence[Rendered], stage: Stage, focal: float, context: Context) -> dict[str, Value]:
+    """Draw the first readable object as the stage makes it, over its views and beside the truth, for the report."""
+    rendered, target = next(_readable(watching, focal))
     views, cameras, images = read_views(rendered, focal)
     points = stage(images[None], cameras)[-1][1][0]
     faces = stage.template.levels[-1].faces
     shown = shown_views(rendered.views, draw_silhouettes(points, faces, views, cameras, context.folder))
-    target = read_example(rendered, focal).targets[0]
     beside = draw_beside(points, faces, target, cameras, context.folder)
-    return [{"view": view, **pictures} for view, pictures in zip(shown, beside, strict=True)]
+    return {
+        "object": rendered.cameras.parent.parent.name,
+        "beside": [{"view": view, **pictures} for view, pictures in zip(shown, beside, strict=True)],
+    }
+
+
+def _readable(objects: Sequence[Rendered], focal: float) -> Iterator[tuple[Rendered, Target]]:
+    for rendered in objects:
+        try:
+            target = read_example(rendered, focal).targets[0]
+        except InputError:  # the training has said so
+            continue
+        yield rendered, target

@@ -122,7 +122,9 @@ class Training:
         self._device, self._executor = device, executor
         self.plan = plan_step(stage, settings.batch_size, len(objects[0].views), executor)
         self._at_once = self.plan.rows
-        self._start = digest_of(stage.network.state_dict())
+        self._start = [
+            [network.variant.model_dump(mode="json"), digest_of(network.state_dict())] for network in stage.networks
+        ]
         self._stage = copy.deepcopy(stage).to(device.torch_device)
         self._forward = device.compile(self._stage)
         self._joints = [Joints.of(stage.template.levels[level], device.torch_device) for level in stage.levels]
@@ -331,4 +333,6 @@ class Training:
 
 
 def _none_of(purpose: str) -> InputError:
-    return InputError(f"none of the objects that were drawn can be {purpose}", expected="what the messages above ask for")
+    return InputError(
+        f"none of the objects that were drawn can be {purpose}", expected="what the messages above ask for"
+    )
