@@ -56,19 +56,23 @@ def test_a_relative_glob(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_images("*.tif").paths == (Path("b.tif"),)
 
 
+def line_of_journal(outputs: list[dict[str, str]]) -> str:
+    return json.dumps({"item": "b", "fingerprint": "", "outputs": outputs, "metrics": {}, "details": {}}) + "\n"
+
+
 def test_results_of_earlier_runs_are_skipped(folder: Path) -> None:
     run = folder / "b_denoised"
     write_image(run / "b.tif", np.ones((4, 5), np.float32), "YX")
     write_image(folder / "b_clean.tif", np.ones((4, 5), np.float32), "YX")
-    outputs = [{"path": "b.tif"}, {"path": str(folder / "b_clean.tif")}]
-    (run / JOURNAL).write_text(json.dumps({"item": "b", "outputs": outputs}) + "\n")
+    outputs = [{"path": str(path), "sha256": ""} for path in ("b.tif", folder / "b_clean.tif")]
+    (run / JOURNAL).write_text(line_of_journal(outputs))
     assert names(find_images(folder, pattern="*.tif").paths) == ["b.tif"]
     assert names(find_images(f"{folder}/**/*.tif").paths) == ["b.tif", "d.tif"]
 
 
 def test_a_run_that_owns_the_folder_of_its_inputs(folder: Path) -> None:
     write_image(folder / "out.tif", np.ones((4, 5), np.float32), "YX")
-    (folder / JOURNAL).write_text(json.dumps({"item": "b", "outputs": [{"path": "out.tif"}]}) + "\n")
+    (folder / JOURNAL).write_text(line_of_journal([{"path": "out.tif", "sha256": ""}]))
     assert names(find_images(folder, pattern="*.tif").paths) == ["b.tif"]
 
 

@@ -182,6 +182,12 @@ class Run:
         return absolute.relative_to(folder).as_posix() if absolute.is_relative_to(folder) else str(absolute)
 
 
+def outputs_of(journal: Path) -> list[Path]:
+    """Return the files that a journal says were written."""
+    entries = filter(None, map(_as_entry, read_lines(journal)))
+    return [journal.parent / output.path for entry in entries for output in entry.outputs]
+
+
 def _as_entry(line: Mapping[str, Any]) -> _Entry | None:
     try:
         return _Entry.model_validate(line)

@@ -92,7 +92,8 @@ class FitsImage:
         Limits().check_allocation(self.path, self.channels * (stop - start) * self.shape[2] * 8)
         with _reading(self.path):
             stored = np.asarray(self._hdu.section[..., start:stop, :])
-        return self._physical(stored).reshape(self.channels, stop - start, self.shape[2])
+            values = self._physical(stored)
+        return values.reshape(self.channels, stop - start, self.shape[2])
 
     def _physical(self, stored: NDArray[np.generic]) -> NDArray[np.float32]:
         """Return physical values: BSCALE, BZERO and BLANK applied, in double precision."""

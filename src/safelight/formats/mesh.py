@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,10 @@ _DECIMALS = "%.9g"
 
 _WHITE = 255
 
-_DAMAGE = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, UnicodeDecodeError, AssertionError)
+_DAMAGE = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError, NotImplementedError),
+    UnboundLocalError,  # trimesh forgets to say that a part is missing
+)
 """What readers raise at damaged files."""
 
 
@@ -60,7 +64,9 @@ def read_mesh(path: Path, limits: Limits | None = None) -> Mesh:
         raise InputError("there is no such mesh", path=path)
     (limits or Limits()).check_allocation(path, path.stat().st_size)
     try:
-        mesh = _READERS.get(path.suffix.lower(), _read_triangles)(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # missing points, and numbers that are none, are told below
+            mesh = _READERS.get(path.suffix.lower(), _read_triangles)(path)
     except _DAMAGE as error:
         raise InputError(f"cannot be read as a mesh ({error})", path=path) from None
     if not len(mesh.vertices):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,11 @@ _HARMLESS: list[Any] = [
     *(type(np.dtype(name)) for name in ("float32", "float64", "int64", "int32", "bool")),
 ]
 """What training scripts leave beside the weights; made again, these only hold values."""
+_DAMAGE = (
+    *(OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError, AssertionError),
+    *(struct.error, SafetensorError),
+)
+"""What torch raises at a damaged checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +113,12 @@ def _read_safetensors(path: Path) -> Weights:
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
+        with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a strange number of the pickle's protocol
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except _DAMAGE as error:
         raise InputError(
             f"it cannot be read as a checkpoint ({type(error).__name__})",
             path=path,

@@ -10,9 +10,8 @@ from pathlib import Path, PurePath
 from safelight.core.errors import InputError, NothingToDoError
 from safelight.core.events import Severity
 from safelight.core.files import is_temporary
-from safelight.core.lines import read_lines
 from safelight.core.pipeline import Refusal
-from safelight.core.run import JOURNAL
+from safelight.core.run import JOURNAL, outputs_of
 
 SUFFIXES = (".tif", ".tiff", ".zarr", ".png", ".npy", ".npz")
 _EXPECTED = "an image (TIFF, OME-TIFF, OME-Zarr, PNG, .npy or .npz), a folder of images, or a glob"
@@ -56,6 +55,8 @@ def find_images(input: str | Path, *, pattern: str = "*") -> FoundImages:
     """
     path = Path(input).expanduser()
     if path.exists():
+        if not path.is_dir() and not path.is_file():  # a pipe would be waited for
+            raise InputError("is not a file", path=path, expected=_EXPECTED)
         if path.is_dir() and not is_image(path):
             return _choose(path, path, path.glob(pattern))
         if not is_image(path):
@@ -79,7 +80,7 @@ def _choose(named: Path, base: Path, candidates: Iterable[Path]) -> FoundImages:
     outputs = _outputs_of_runs(base)
     visible = [path for path in sorted(set(candidates)) if not _is_hidden(path, base)]
     own = [path for path in visible if path.resolve() not in outputs and not _is_within_unit(path, base)]
-    images = tuple(path for path in own if is_image(path))
+    images = tuple(path for path in own if is_image(path) and (path.is_file() or path.is_dir()))
     if not images:
         raise NothingToDoError(
             f"no image among the {len(own)} files there" if own else "no file there",
@@ -120,12 +121,7 @@ def _below(path: Path, base: Path) -> PurePath:
 def _outputs_of_runs(base: Path) -> set[Path]:
     """Return what runs in this folder, or in the folders directly in it, have written."""
     journals = [base / JOURNAL, *base.glob(f"*/{JOURNAL}")]
-    return {
-        (journal.parent / str(output["path"])).resolve()
-        for journal in journals
-        for entry in read_lines(journal)
-        for output in entry.get("outputs", [])
-    }
+    return {path.resolve() for journal in journals for path in outputs_of(journal)}
 
 
 def _unsupported(path: Path) -> InputError:
