@@ -171,6 +171,7 @@ class Training:
         self.plan = plan_step(architecture, masking, self.patch, settings.batch_size, executor, held)
         check_fits(self.plan, held, whole_bytes(images))
         self.at_once = self.plan.rows
+        release_freed_memory()  # else what an earlier job of this process has left would count as nothing taken
         self._peak = PeakMemory(device)
         self.peak_bytes: int | None = None
         crop = tuple(4 * side for side in self.patch)
