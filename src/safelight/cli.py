@@ -20,9 +20,11 @@ from pydantic.fields import FieldInfo
 from safelight import __version__, streams
 from safelight.core.errors import CancelledError, SafelightError, UsageError, as_failure
 from safelight.core.options import COMMON_PANEL, OWN_PANEL, Settings, flag, panel_of
-from safelight.core.registry import registered
+from safelight.core.registry import load, registered
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from safelight.core.pipeline import Command, Pipeline
     from safelight.core.settings import Gathered
 
@@ -94,14 +96,20 @@ def _app(arguments: Sequence[str], act: Act) -> App:
     pipelines = registered()
     first = next((argument for argument in arguments if not argument.startswith("-")), None)
     if first in pipelines:
-        app.command(_pipeline_app(pipelines[first].load(), act))
+        app.command(_pipeline_app(load(pipelines[first]), act))
     else:  # their names and what they are for: enough for --help, which is in a hurry
         for point in pipelines.values():
-            pipeline: Pipeline = point.load()
-            app.command(App(name=pipeline.name, help=pipeline.help))
+            app.command(App(name=point.name, help=_help_of(point)))
     for command in (demo, doctor, history, plan, settings):
         app.command(command)
     return app
+
+
+def _help_of(point: EntryPoint) -> str:
+    try:
+        return load(point).help
+    except UsageError as error:  # another package's: the others are of use
+        return error.problem
 
 
 def _let_be_missing(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -231,11 +239,14 @@ def demo(pipeline: str = "denoise", *, out: Path = Path("demo")) -> int:
     out
         Folder for the input, the result and the report.
     """
-    pipelines: list[Pipeline] = [point.load() for point in registered().values()]
-    demos = {each.name: each.demo for each in pipelines if each.demo is not None}
-    if pipeline not in demos:
-        raise UsageError(f"there is no demo called {pipeline!r}", expected=" or ".join(demos))
-    arguments = [pipeline, *demos[pipeline](out)]
+    points = registered()
+    make = load(points[pipeline]).demo if pipeline in points else None
+    if make is None:
+        raise UsageError(
+            f"there is no demo called {pipeline!r}",
+            expected=" or ".join(point.name for point in points.values() if load(point).demo is not None),
+        )
+    arguments = [pipeline, *make(out)]
     sys.stdout.write(f"$ safelight {' '.join(arguments)}\n")
     sys.stdout.flush()
     return run(arguments)

@@ -235,6 +235,19 @@ def test_ctrl_c_while_modules_load_ends_without_a_word(home: Path) -> None:
     assert finish(process) == (-signal.SIGINT, "", "")
 
 
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("import nowhere", "No module named 'nowhere'"), ("PIPELINE = 3", "copyline:PIPELINE is no Pipeline")],
+)
+def test_a_broken_package_costs_only_its_own_pipeline(here: Path, code: str, reason: str) -> None:
+    (here / "site" / "copyline.py").write_text(code)
+    answer = prompt(here, *COPY)
+    assert answer.status == 2
+    assert f"the pipeline copyline cannot be loaded: {reason}. Try: install the package copyline again" in answer.said
+    assert prompt(here, "--help").status == 0
+    assert prompt(here, "denoise", "--help").status == 0
+
+
 def test_a_plan_runs_nothing_even_where_names_follow_a_dash(here: Path) -> None:
     answer = prompt(here, "plan", *COPY[:2], *COPY[3:], "--", "--", "texts")
     assert answer.status == 0

@@ -19,6 +19,31 @@ def registered() -> dict[str, EntryPoint]:
     return points
 
 
+def load(point: EntryPoint) -> Pipeline:
+    """Return the pipeline of an entry point.
+
+    Raises
+    ------
+    UsageError
+        Its package is broken, or lacks something.
+    """
+    try:
+        value = point.load()
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise _broken(point, str(error)) from error
+    if not isinstance(value, Pipeline):
+        raise _broken(point, f"{point.value} is no Pipeline")
+    return value
+
+
+def _broken(point: EntryPoint, reason: str) -> UsageError:
+    package = point.dist.name if point.dist else point.module
+    return UsageError(
+        f"the pipeline {point.name} cannot be loaded: {reason}",
+        remedy=f"install the package {package} again, or remove it",
+    )
+
+
 def find(pipeline: str, command: str) -> tuple[Pipeline, Command[Any]]:
     """Return a job by its names.
 
@@ -30,7 +55,7 @@ def find(pipeline: str, command: str) -> tuple[Pipeline, Command[Any]]:
     points = registered()
     if pipeline not in points:
         raise UsageError(f"there is no pipeline {pipeline!r}", expected=", ".join(points))
-    owner: Pipeline = points[pipeline].load()
+    owner = load(points[pipeline])
     commands = {each.name: each for each in owner.commands}
     if command not in commands:
         raise UsageError(f"there is no job {pipeline} {command!r}", expected=", ".join(commands))
