@@ -161,12 +161,8 @@ def test_a_step_is_planned() -> None:
     assert larger.dry_run.per_row > plan.dry_run.per_row
 
 
-def test_several_processes_can_train_it_together(tmp_path: Path) -> None:
-    """Distributed training waits for the gradient of every trained weight: the unused ones must not be among them."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
-    try:
-        network = torch.nn.parallel.DistributedDataParallel(GLFCR(TINY))
-        for _ in range(3):
-            network(torch.rand(1, 13, 32, 32), torch.rand(1, 2, 32, 32)).mean().backward()
-    finally:
-        torch.distributed.destroy_process_group()
+def test_every_trained_weight_gets_a_gradient() -> None:
+    """DistributedDataParallel, for whoever prefers it, waits for ever for a gradient that never comes."""
+    network = GLFCR(TINY)
+    network(torch.rand(1, 13, 32, 32), torch.rand(1, 2, 32, 32)).mean().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from torch import Tensor
 from safelight.core.errors import InputError
 from safelight.core.execute import Executor
 from safelight.core.kernel import ModuleKernel
-from safelight.core.pipeline import Context
 from safelight.core.plan import Plan
 from safelight.formats.geotiff import Header, Raster, RasterWriter
 from safelight.kernels.tiles import Layout
@@ -54,21 +52,19 @@ def choose_layout(
     sides = [options.tile_size] if options.tile_size else [*(side for side in TILES if side > least), least]
     for side in sides:
         layout = layout_of(grid, side, options.margin)
-        plan = executor.plan(kernel, SceneSource(source.scene, source.sar, source.survey, layout))
+        tiles = SceneSource(source.scene, source.sar, source.survey, layout)
+        plan = executor.plan(kernel, tiles, most_rows=tiles_at_once(executor))
         if plan.fits:
             break
     return layout, plan
 
 
-def in_small_groups(plan: Plan, options: PredictOptions, context: Context) -> Executor:
-    """Return an executor that takes a few tiles at once, however many would fit: so that results flow to the file.
+def tiles_at_once(executor: Executor) -> int:
+    """Return how many tiles are enough at once, however many would fit: results are to flow to the file.
 
     On the CPU one tile fills the caches already; a GPU wants some more.
     """
-    at_once = _TILES_AT_ONCE if context.device.kind == "cuda" else 1
-    wanted = min(plan.cost.bytes(at_once), options.memory_limit or math.inf)
-    limited = options.model_copy(update={"memory_limit": int(wanted)})
-    return Executor.from_options(context.device, limited, context.events)
+    return _TILES_AT_ONCE if executor.device.kind == "cuda" else 1
 
 
 @dataclass

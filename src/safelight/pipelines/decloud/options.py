@@ -70,6 +70,12 @@ class TrainOptions(DataOptions):
             )
         return self
 
+    @model_validator(mode="after")
+    def _an_image_for_each_worker(self) -> Self:
+        if self.batch_size < self.workers:
+            raise ValueError("workers share the images of a step: batch_size must be at least as many")
+        return self
+
 
 class PredictOptions(CommonOptions, MaskOptions):
     """Remove the clouds of a scene."""

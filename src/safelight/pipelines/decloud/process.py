@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from safelight.core.device import Device
+from safelight.core.events import EventLog
+from safelight.core.execute import Executor
 from safelight.core.files import digest
 from safelight.core.kernel import ModuleKernel
 from safelight.core.pipeline import Context, Item, Prepared, Record, mean_of_metrics
@@ -21,12 +24,13 @@ from safelight.pipelines.decloud.clearing import (
     SceneSink,
     choose_layout,
     clouds_of,
-    in_small_groups,
     open_scene,
     seam_error,
+    tiles_at_once,
 )
 from safelight.pipelines.decloud.clouds import CLOUD, ShadowLevels, cloud_mask
 from safelight.pipelines.decloud.footprint import plan_step
+from safelight.pipelines.decloud.items import find_training_set
 from safelight.pipelines.decloud.model import CloudModel
 from safelight.pipelines.decloud.network import Architecture
 from safelight.pipelines.decloud.options import ConvertOptions, PredictOptions, TestOptions, TrainOptions
@@ -37,7 +41,8 @@ from safelight.pipelines.decloud.profiling import profile
 from safelight.pipelines.decloud.scene import Place, SceneSource, Survey, layout_of, locate, survey
 from safelight.pipelines.decloud.scores import score, score_bands
 from safelight.pipelines.decloud.tables import IDENTITY
-from safelight.pipelines.decloud.training import Curve, Training, TrainingSettings, start_model
+from safelight.pipelines.decloud.team import Team, gathered
+from safelight.pipelines.decloud.training import Curve, Trained, Training, TrainingSettings, start_model
 from safelight.pipelines.decloud.triplets import DataSet, Triplet, leaks, not_official
 
 MODEL = "model.safetensors"
@@ -120,12 +125,28 @@ def summarise_test(records: Sequence[Record]) -> dict[str, float]:
 def train(item: Item, options: TrainOptions, context: Context, _: None) -> Record:
     """Train a network on a data set, or go on with its training; keep the last and the best weights."""
     data: DataSet = item.payload
-    checkpoint = context.folder / CHECKPOINT
     if options.fresh:
-        checkpoint.unlink(missing_ok=True)
+        (context.folder / CHECKPOINT).unlink(missing_ok=True)
     _say_data(data, context)
+    with gathered(context.device, options, _train_along) as team:
+        trained = _train(data, options, context, team)
+    trained.last.save(context.folder / LAST_MODEL)
+    trained.best.save(context.folder / MODEL)
+    curve = trained.curve
+    metrics = {"training_loss": curve.training_loss[-1]}
+    if curve.validation_psnr:
+        metrics["validation_psnr"] = max(curve.validation_psnr)
+    return Record((context.folder / MODEL, context.folder / LAST_MODEL), metrics, {"curve": asdict(curve)})
+
+
+def _train(data: DataSet, options: TrainOptions, context: Context, team: Team) -> Trained:
+    """Train as the first process of a team, which says how it goes and keeps the checkpoint."""
+    executor = context.executor
+    if team.size > 1:
+        context.events.info("training_shared", processes=team.size, device=str(context.device.torch_device))
+        executor = Executor.from_options(context.device, options, context.events, team.size)
     settings = _settings(options)
-    training = Training(_start(options), data.of("train"), data.of("val"), settings, context.device, context.executor)
+    training = Training(_start(options), data.of("train"), data.of("val"), settings, context.device, executor, team)
     steps = training.steps_per_epoch * settings.epochs
     context.events.info(
         "decloud_training_started",
@@ -139,18 +160,19 @@ def train(item: Item, options: TrainOptions, context: Context, _: None) -> Recor
         context.events.info(
             "gpu_chunking_rows", kernel=training.plan.kernel, rows=training.plan.rows, extent=settings.batch_size
         )
-    trained = training.run(
-        checkpoint,
+    return training.run(
+        context.folder / CHECKPOINT,
         lambda epoch, curve: _say_epoch(epoch, curve, settings.epochs, context),
         lambda step: context.progress(step, steps, "decloud_training_progress", step=step),
     )
-    trained.last.save(context.folder / LAST_MODEL)
-    trained.best.save(context.folder / MODEL)
-    curve = trained.curve
-    metrics = {"training_loss": curve.training_loss[-1]}
-    if curve.validation_psnr:
-        metrics["validation_psnr"] = max(curve.validation_psnr)
-    return Record((context.folder / MODEL, context.folder / LAST_MODEL), metrics, {"curve": asdict(curve)})
+
+
+def _train_along(options: TrainOptions, device: Device, team: Team) -> None:
+    """Train as another process of a team."""
+    data: DataSet = find_training_set(options).items[0].payload
+    executor = Executor.from_options(device, options, EventLog(), team.size)
+    training = Training(_start(options), data.of("train"), data.of("val"), _settings(options), device, executor, team)
+    training.run(options.out / CHECKPOINT)
 
 
 def plan_train(item: Item, options: TrainOptions, context: Context) -> list[Plan]:
@@ -195,7 +217,7 @@ def predict_scene(item: Item, options: PredictOptions, context: Context, kernel:
         found = survey(scene, options.s1, sar)
         _say_survey(found, scene, context)
         source = SceneSource(scene, sar, found, layout_of(scene.header.grid, TILES[0], options.margin))
-        layout, plan = choose_layout(kernel, source, options, context.executor)
+        layout, _ = choose_layout(kernel, source, options, context.executor)
         if len(layout) > 1:
             context.events.info(
                 "scene_tiled",
@@ -217,9 +239,8 @@ def predict_scene(item: Item, options: PredictOptions, context: Context, kernel:
                 clouds,
                 lambda done, total: context.progress(done, total, "clearing_progress", name=item.name),
             )
-            executor = in_small_groups(plan, options, context)
-            executor.map(kernel, replace(source, layout=layout), sink)
-    context.executor.measured += executor.measured
+            tiles = replace(source, layout=layout)
+            context.executor.map(kernel, tiles, sink, most_rows=tiles_at_once(context.executor))
     _say_counts(sink.counts, item.name, context)
     return _scene_record(options, context, item.name, sink.counts, len(layout), layout.tile)
 

@@ -22,6 +22,7 @@ from safelight.pipelines.decloud.footprint import plan_step
 from safelight.pipelines.decloud.model import CloudModel
 from safelight.pipelines.decloud.network import GLFCR, Architecture
 from safelight.pipelines.decloud.patches import Patch, middle, read_patch
+from safelight.pipelines.decloud.team import ALONE, Team
 from safelight.pipelines.decloud.triplets import Triplet
 
 _EPOCHS_AT_FIRST_RATE, _EPOCHS_PER_HALVING = 1, 5
@@ -90,6 +91,8 @@ class Training:
     device : Device
     executor : Executor
         Does each step in as many parts as memory needs.
+    team : Team
+        The processes that share the images of every step; the result does not depend on how many they are.
 
     Attributes
     ----------
@@ -105,10 +108,11 @@ class Training:
         settings: TrainingSettings,
         device: Device,
         executor: Executor,
+        team: Team = ALONE,
     ) -> None:
         self.settings, self.curve = settings, Curve()
         self._training, self._validation = list(training), list(validation)
-        self._device, self._executor = device, executor
+        self._device, self._executor, self._team = device, executor, team
         self._network: GLFCR = copy.deepcopy(start.network()).to(device.torch_device)  # the start stays as it is
         self._forward = device.compile(self._network)
         self._trained = [parameter for parameter in self._network.parameters() if parameter.requires_grad]
@@ -120,7 +124,7 @@ class Training:
         self._total, self._images = 0.0, 0
         self._best_psnr = -math.inf
         self._best: dict[str, Tensor] | None = None
-        self._left_out: set[str] = set()
+        self._left_out: dict[str, str] = {}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -162,47 +166,65 @@ class Training:
                 self._do_step([self._training[n] for n in order[first : first + self.settings.batch_size]])
                 self._step += 1
                 on_step(self._epoch * self.steps_per_epoch + self._step)
-                if kept.is_due():
+                if self._team.rank == 0 and kept.is_due():
                     kept.save(self._state())
             self._end_epoch()
-            kept.save(self._state())
+            if self._team.rank == 0:
+                kept.save(self._state())
             on_epoch(self._epoch, self.curve)
         last = self._weights()
         return Trained(self._model(last), self._model(self._best or last), self.curve)
 
     def _do_step(self, triplets: Sequence[Triplet]) -> None:
         batch = self._draw(triplets)
-        if batch is None:
+        share = 0 if batch is None else len(batch.clear)
+        images = sum(self._team.gather(share))
+        if not images:
             return
         for group in self._optimizer.param_groups:
             group["lr"] = rate_at(self._epoch, self.settings.learning_rate)
         self._network.train()
         self._optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros((), device=self._device.torch_device)
+        if batch is not None:
+            loss = self._backward(batch, images)
+        self._team.add_up([loss, *self._gradients()])
+        if self.settings.clip_gradient is not None:
+            nn.utils.clip_grad_norm_(self._trained, self.settings.clip_gradient)
+        self._optimizer.step()
+        self._total += loss.item() * images
+        self._images += images
+
+    def _backward(self, batch: Batch, images: int) -> Tensor:
+        """Do the backward pass of a share of a step of so many images, and return what it adds to the loss."""
 
         def loss_of(start: int, stop: int) -> Tensor:
             with self._device.autocast():
                 clear = self._forward(batch.cloudy[start:stop], batch.sar[start:stop], batch.kept[:, :, start:stop])
             difference: Tensor = clear.float() - batch.clear[start:stop]
-            return difference.abs().sum() / batch.clear.numel()
+            return difference.abs().sum() / (images * batch.clear[0].numel())
 
         size = len(batch.clear)
         loss, self._at_once = self._executor.step(loss_of, size, self._optimizer.zero_grad, min(self._at_once, size))
-        if self.settings.clip_gradient is not None:
-            nn.utils.clip_grad_norm_(self._trained, self.settings.clip_gradient)
-        self._optimizer.step()
-        self._total += loss.item() * size
-        self._images += size
+        return loss
+
+    def _gradients(self) -> list[Tensor]:
+        """Return the gradient of every trained weight; zero where none of this process's images could be read."""
+        for parameter in self._trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in self._trained if parameter.grad is not None]
 
     def _draw(self, triplets: Sequence[Triplet]) -> Batch | None:
-        """Return crops of the images that can be read, at random places; None where none can."""
+        """Return crops of this process's images that can be read, at random places; None where none can."""
         generator = self._generator(self._step)
         kept = self._network.draw_kept(len(triplets), generator)
+        draws = torch.rand((len(triplets), 3), generator=generator).tolist()
         drawn = []
-        for number, triplet in enumerate(triplets):
-            draws = torch.rand(3, generator=generator).tolist()
-            patch = self._read(triplet)
+        for number in self._team.share(range(len(triplets))):
+            patch = self._read(triplets[number])
             if patch is not None:
-                drawn.append((number, self._crop(patch, draws)))
+                drawn.append((number, self._crop(patch, draws[number])))
         if not drawn:
             return None
         where = self._device.torch_device
@@ -226,13 +248,20 @@ class Training:
         try:
             return read_patch(triplet, self.settings.crop_size)
         except InputError as error:
-            if triplet.name not in self._left_out:
-                self._left_out.add(triplet.name)
-                self._executor.events.error("left_out_of_training", error=str(error))
+            self._leave_out(triplet.name, str(error))
             return None
+
+    def _leave_out(self, name: str, error: str) -> None:
+        if name not in self._left_out:
+            self._left_out[name] = error
+            self._executor.events.error("left_out_of_training", error=error)
 
     def _end_epoch(self) -> None:
         """Close the epoch: its losses, the validation, the best weights so far."""
+        scores = self._validate()
+        for found in self._team.gather(self._left_out):
+            for name, error in found.items():
+                self._leave_out(name, error)
         if not self._images:
             raise InputError("no training image can be read", expected="triplets as the messages above ask for")
         loss = self._total / self._images
@@ -240,7 +269,6 @@ class Training:
             raise UsageError("the loss is no number any more", remedy="a smaller --learning-rate, or --clip-gradient 1")
         self.curve.rate.append(rate_at(self._epoch, self.settings.learning_rate))
         self.curve.training_loss.append(loss)
-        scores = self._validate()
         if scores is not None:
             self.curve.validation_loss.append(scores[0])
             self.curve.validation_psnr.append(scores[1])
@@ -252,8 +280,8 @@ class Training:
     def _validate(self) -> tuple[float, float] | None:
         """Return the mean L1 and PSNR of the validation images' middles."""
         self._network.eval()
-        scores = []
-        for triplet in self._validation:
+        total = torch.zeros(3, dtype=torch.float64, device=self._device.torch_device)
+        for triplet in self._team.share(self._validation):
             patch = self._read(triplet)
             if patch is None:
                 continue
@@ -263,11 +291,11 @@ class Training:
             )
             with self._device.autocast():
                 result = self._network(cloudy, sar).float()
-            scores.append(torch.stack(((result - clear).abs().mean(), psnr(result, clear, 1.0))))
-        if not scores:
-            return None
-        loss, decibels = torch.stack(scores).double().mean(0).tolist()
-        return loss, decibels
+            loss = (result - clear).abs().mean()
+            total += torch.stack((loss, psnr(result, clear, 1.0), torch.ones_like(loss)))
+        self._team.add_up([total])
+        loss_sum, decibel_sum, images = total.tolist()
+        return (loss_sum / images, decibel_sum / images) if images else None
 
     def _generator(self, step: int = -1) -> torch.Generator:
         """Return the source of an epoch's order, or of a step's draws."""
