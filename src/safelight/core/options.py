@@ -62,11 +62,7 @@ def parse_seconds(text: object) -> object:
 
 
 def as_several(value: object) -> object:
-    """Return a path alone, or a list, as a tuple; other values pass through.
-
-    >>> as_several("cells.tif")
-    ('cells.tif',)
-    """
+    """Return a path alone, or a list, as a tuple; other values pass through."""
     if isinstance(value, str | Path):
         return (str(value),)
     return tuple(value) if isinstance(value, list) else value
