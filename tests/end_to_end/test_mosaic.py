@@ -180,6 +180,32 @@ def test_a_memory_limit_gives_the_same_mosaic(tmp_path: Path) -> None:
         assert measured["measured_bytes"] <= 48 * 2**20, measured
 
 
+@pytest.mark.parametrize("how", [(), ("--drizzle", "1")], ids=["interpolated", "drizzled"])
+def test_with_radial_weights_the_middle_of_one_frame_counts_more_than_the_corner_of_another(
+    tmp_path: Path, how: tuple[str, ...]
+) -> None:
+    """Two frames in four corner to corner, the second brighter by 100: what lies between tells how much each counts."""
+    camera = Camera(size=(160, 160), noise=1.0, stars=Stars.scattered(60, 300, 300))
+    for number in range(4):
+        place = (40 * (number % 2), 40 * (number % 2), 0)
+        pixels = camera.shot(camera.solution(*place), number) + 100 * (number % 2)
+        camera.write(tmp_path / "in" / f"{number}.fits", 0, place, pixels=pixels)
+    options = ("--normalisation", "none", "--rejection", "none", "--weighting", "none", "--no-match-background", *how)
+    plain, radial = (
+        mosaic(tmp_path / "in", tmp_path / name, *options, *more)
+        for name, more in (("plain", ()), ("radial", ("--radial-weight", "--radial-feather", "0.9")))
+    )
+    assert plain.status == radial.status == 0, radial.said
+    x, y = (round(float(at)) for at in radial.wcs().all_world2pix(*camera.solution().all_pix2world(79.5, 79.5, 0), 0))
+    middle_of_one = np.s_[0, y - 5 : y + 5, x - 5 : x + 5]
+    assert np.median(plain.plane()[middle_of_one]) == pytest.approx(1050, abs=2)
+    other = 1 - 0.9 * (2 * 40**2) / (2 * 79.5**2)
+    assert np.median(radial.plane()[middle_of_one]) == pytest.approx(1000 + 100 * other / (1 + other), abs=2)
+    effective = np.median(radial.plane("NEFF")[middle_of_one]) / np.median(plain.plane("NEFF")[middle_of_one])
+    assert effective == pytest.approx((1 + other) ** 2 / (1 + other**2) / 2, rel=0.005)
+    assert (np.isnan(radial.plane()) == np.isnan(plain.plane())).all(), "no pixel is lost"
+
+
 @pytest.mark.parametrize("assembly", ["reproject_coadd", "incremental"])
 def test_panels_under_different_skies_join_without_a_seam(tmp_path: Path, assembly: str) -> None:
     camera = Camera()

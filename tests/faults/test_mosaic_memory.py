@@ -19,9 +19,9 @@ from safelight.core.memory import VirtualDevice
 from sky import PLACES, Camera, Stars, mosaic, take
 
 MIB = 1 << 20
-BESIDES = 128 * MIB
-"""What resident memory may have beyond the limit, which governs computations: one frame that is read and its stars
-measured."""
+KEPT = 64 * MIB
+"""What resident memory may have beyond the limit and what the run says it needs besides: what libraries keep after
+their first use, and freed memory between blocks in use."""
 
 # What Python, torch and all other imports take is no part of a mosaic: the peak is counted from that of a mosaic of six
 # tiny frames, 3 MiB in all, in the same process.
@@ -42,7 +42,9 @@ def run_in_own_process(folder: Path, out: Path, limit: int) -> dict[str, int]:
     """Make a mosaic; return the exit status, and the largest resident memory above that of imports, in bytes."""
     home = out.parent
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SAFELIGHT_CACHE": str(home / "cache")}
-    environment["MALLOC_MMAP_THRESHOLD_"] = "65536"  # glibc gives every block back: what is resident is in use
+    # glibc gives large blocks back at once: what is resident is in use. Smaller ones it may keep: to take a page fault
+    # for every page of every block again would take most of the time.
+    environment["MALLOC_MMAP_THRESHOLD_"] = str(4 * MIB)
     tiny = take(home / "tiny")
     arguments = (tiny, home / "tiny-out", folder, out, home / "results", limit)
     command = [sys.executable, "-c", MEASURED, *map(str, arguments)]
@@ -84,7 +86,8 @@ def test_hundreds_of_frames_on_a_machine_that_cannot_hold_them(
     assert {entry["kernel"] for entry in document["memory"]} == {"resample_bicubic", "stack", "coadd"}
     for entry in document["memory"]:
         assert entry["measured_bytes"] <= 1.01 * entry["predicted_bytes"] <= 1.01 * limit, entry
-    assert took["peak"] <= limit + BESIDES
+    (besides,) = (event for event in document["events"] if event["key"] == "memory_besides")
+    assert took["peak"] <= limit + besides["data"]["besides_bytes"] + KEPT
     assert not list((out / "scratch").iterdir())
 
 

@@ -7,7 +7,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from safelight.kernels.feather import SURROUNDINGS, distance_to_edge, feather_weights
+from safelight.kernels.feather import SURROUNDINGS, distance_to_edge, feather_weights, radial_weights
 
 
 def turned_tile(height: int = 500, width: int = 420, angle: float = 0.5) -> Tensor:
@@ -64,3 +64,12 @@ def test_a_blend_has_no_step(reach: float) -> None:
     assert (share[:301] == 1).all()
     assert (share[603:] == 0).all()
     assert share.diff().abs().max() < 0.02
+
+
+def test_radial_weights_fall_from_the_middle_to_the_corners_by_the_share_that_is_asked_for() -> None:
+    weights = radial_weights(301, 401, feather=0.8, power=2)
+    assert weights[150, 200].item() == 1
+    assert [weights[y, x].item() for y in (0, 300) for x in (0, 400)] == pytest.approx([0.2] * 4, abs=1e-6)
+    assert weights[150, 400].item() == pytest.approx(1 - 0.8 * 200**2 / (150**2 + 200**2), abs=1e-6)
+    assert radial_weights(301, 401, feather=0.8, power=8)[150, 300] > weights[150, 300], "later, but steeper"
+    assert radial_weights(1, 1, feather=0.5, power=2).item() == 1

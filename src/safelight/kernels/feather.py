@@ -1,4 +1,4 @@
-"""How much a pixel counts where tiles are blended: less and less towards the edge of its tile.
+"""How much a pixel counts by where it lies: less and less towards the edge of its tile, or the corners of its frame.
 
 A pixel here and there that rejection or a hot pixel left invalid is no edge: a pixel belongs to the tile if most of
 its surroundings are valid. The distance to the tile's edge is Euclidean and exact, but for feathers wider than
@@ -91,6 +91,28 @@ def feather_weights(valid: Tensor, reach: float) -> Tensor:
         size = tuple(side * block for side in inside.shape)
         distance = nn.functional.interpolate(distance[None, None], size, mode="bilinear")[0, 0, :rows, :width]
     return (distance.clamp(min=0.5) / reach).clamp(max=1) * valid
+
+
+def radial_weights(height: int, width: int, feather: float, power: float) -> Tensor:
+    """Return weights that fall from the middle of a frame to its corners: 1 − feather · (r / R)^power.
+
+    Parameters
+    ----------
+    height, width : int
+        In pixels; r is the distance from the middle of the frame, and R that of its outermost pixel.
+    feather : float
+        By how much the corners count less than the middle, from 0 to below 1: no pixel counts for nothing.
+    power : float
+        More than 0; the larger, the nearer to the corners the weights begin to fall.
+
+    Returns
+    -------
+    Tensor
+        (height, width) float32.
+    """
+    y, x = (torch.arange(size) - (size - 1) / 2 for size in (height, width))
+    distance = torch.hypot(y[:, None], x)
+    return 1 - feather * (distance / distance.amax().clamp(min=1)) ** power
 
 
 def _mean_around(values: Tensor) -> Tensor:

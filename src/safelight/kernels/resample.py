@@ -12,7 +12,8 @@ Where a source pixel is invalid (NaN):
 * bicubic and lanczos3 have negative weights, which no division makes good: a position with an invalid pixel in its
   reach takes the bilinear value.
 
-NaN coordinates, and those outside the source, give NaN.
+NaN coordinates, and those outside the source, give NaN. Values are surface brightness, light per source pixel: on a
+grid s times finer the pixels of a star add up to s² times its light.
 """
 
 from __future__ import annotations
@@ -90,28 +91,6 @@ def resampling(image: Tensor, width: int, interpolation: Interpolation = "biline
         constants=(with_border(image),),
         alignment=rows_of_block(width),
     )
-
-
-def area_factor(coordinates: Tensor) -> Tensor:
-    """Return how many source pixels each output pixel covers: the Jacobian of the map.
-
-    A resampled image shows surface brightness; times this factor it has the light per output pixel, so that the flux
-    of a star is the same sum on either scale.
-
-    Parameters
-    ----------
-    coordinates : Tensor
-        (rows, 2, width), at least two rows and columns; as a kernel over chunks it needs a halo of 1.
-
-    Returns
-    -------
-    Tensor
-        (rows, width), by central differences, one-sided at the edges. Coordinates in float32 near 2000 leave a noise
-        of 1e-4.
-    """
-    by_row, by_column = torch.gradient(coordinates, dim=(0, 2))
-    jacobian = by_row[:, 0] * by_column[:, 1] - by_row[:, 1] * by_column[:, 0]
-    return jacobian.abs()
 
 
 class _Reader:
@@ -282,17 +261,4 @@ def _weights_oracle(distance: np.ndarray, reach: int) -> np.ndarray:
     return np.asarray(weights / weights.sum())
 
 
-def _area_samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
-    for shape in ((12, 17), (3, 4)):
-        yield Sample((torch.from_numpy(_map(*shape)).to(device, dtype),))
-
-
-def _area_oracle(coordinates: np.ndarray) -> np.ndarray:
-    (yy, yx), (xy, xx) = np.gradient(coordinates[:, 0]), np.gradient(coordinates[:, 1])
-    return np.asarray(np.abs(yy * xx - yx * xy))
-
-
-KERNELS = (
-    KernelInfo("resample", _from_image, _samples, _resample_oracle),
-    KernelInfo("area_factor", area_factor, _area_samples, _area_oracle),
-)
+KERNELS = (KernelInfo("resample", _from_image, _samples, _resample_oracle),)

@@ -12,8 +12,11 @@ from astropy.io.fits import Header
 from safelight.cli import run
 from safelight.core.execute import Executor
 from safelight.formats.fits import create_fits
+from safelight.pipelines.mosaic.chunks import CHUNK_BYTES
 
 FRAMES, HEIGHT, WIDTH = 6, 900, 600
+SIDE = 1082
+"""Of the square that holds a frame at any angle."""
 DRY_RUN = ("--dry-run", "--device", "cpu", "--json")
 
 
@@ -49,11 +52,10 @@ def test_a_plan_counts_frames_names_refusals_and_writes_nothing(
     assert run(["plan", "mosaic", "run", str(lights), "--out", str(out), "--device", "cpu", "--json"]) == 0
     events = events_of(capsys)
     (stacking,) = events["stack_planned"]
-    assert stacking == {"frames": FRAMES, "width": WIDTH, "height": HEIGHT, "channels": 1}
+    assert stacking == {"frames": FRAMES, "width": WIDTH, "height": HEIGHT, "channels": 1, "side": SIDE}
     (refusal,) = events["item_refused"]
     assert refusal["name"] == "other.fits"
-    resample, stack = events["plan"]
-    assert (resample["kernel"], stack["kernel"]) == ("resample_bicubic", "stack")
+    assert [plan["kernel"] for plan in events["plan"]] == ["resample_bicubic", "stack", "coadd"]
     assert not out.exists()
 
 
@@ -64,24 +66,37 @@ def test_the_plan_counts_every_frame_and_every_channel(lights: Path, capsys: pyt
         return size
 
     grey, colour = stack_bytes(), stack_bytes("--bayer-pattern", "RGGB")
-    samples = FRAMES * HEIGHT * WIDTH * 4
+    samples = FRAMES * SIDE**2 * 4
     assert grey > samples
-    assert colour - grey > 2 * samples
+    assert colour > CHUNK_BYTES, "more than is enough for a chunk"
+    assert colour < 3 * grey
 
 
 def test_a_drizzle_is_planned_on_its_finer_grid(lights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["mosaic", "run", str(lights), "--out", "out", *DRY_RUN, "--drizzle", "2"])
-    resample, judge, drizzle = events_of(capsys)["plan"]
-    assert [plan["kernel"] for plan in (resample, judge, drizzle)] == ["resample_bicubic", "judge", "drizzle"]
-    assert (judge["extent"], drizzle["extent"]) == (HEIGHT, 2 * HEIGHT)
-    assert drizzle["predicted_bytes"] > 7 * 4 * (2 * HEIGHT) * (2 * WIDTH)
+    _, judge, drizzle, coadd = events_of(capsys)["plan"]
+    assert [plan["kernel"] for plan in (judge, drizzle, coadd)] == ["judge", "drizzle", "coadd"]
+    assert (judge["extent"], drizzle["extent"], coadd["extent"]) == (SIDE, 2 * SIDE, 2 * SIDE)
+    band = drizzle["rows"] * 7 * 4 * 2 * SIDE
+    assert drizzle["predicted_bytes"] > 2 * band, "a band, and the next one that the C library fills meanwhile"
 
 
 def test_a_limit_makes_chunks_that_keep_it(lights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["mosaic", "run", str(lights), "--out", "out", *DRY_RUN, "--memory-limit", "96MiB"])
-    _, stack = events_of(capsys)["plan"]
+    _, stack, _ = events_of(capsys)["plan"]
     assert stack["chunks"] > 1
     assert stack["predicted_bytes"] <= stack["budget_bytes"] == 96 << 20
+
+
+def test_what_the_limit_does_not_govern_is_said(lights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def besides(*more: str) -> int:
+        run(["mosaic", "run", str(lights), "--out", "out", *DRY_RUN, *more])
+        (said,) = events_of(capsys)["memory_besides"]
+        size: int = said["besides_bytes"]
+        return size
+
+    assert besides("--memory-limit", "96MiB") == besides() > 40 * HEIGHT * WIDTH
+    assert besides("--bayer-pattern", "RGGB") > besides()
 
 
 def test_no_pixel_is_read(lights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,10 @@ from safelight.core.events import EventLog
 from safelight.core.execute import Executor
 from safelight.core.memory import Budget
 from safelight.kernels.combine import PLANES
+from safelight.kernels.rejection import Rejection
 from safelight.pipelines.mosaic.options import RunOptions
 from safelight.pipelines.mosaic.registered import RegisteredFrame, noise_of
-from safelight.pipelines.mosaic.stack import StackSource, stack_kernel
+from safelight.pipelines.mosaic.stack import StackSource, rejection_of, stack_kernel
 
 SHAPE = (90, 1, 70)
 SKY, NOISE = 1000.0, 20.0
@@ -149,3 +150,34 @@ def test_a_noisy_frame_counts_less(tmp_path: Path) -> None:
         for weighting in ("noise_variance", "none")
     )
     assert weighted < 0.35 * equal
+
+
+def test_noise_around_zero_keeps_both_its_halves(tmp_path: Path) -> None:
+    """A sky of 0, as after a dark: clipped there, half of the noise would be lost."""
+    planes = stacked(frames(tmp_path, 6, b=-SKY), normalisation="sky_mean")
+    assert float((planes["image"] < 0).float().mean()) == pytest.approx(0.5, abs=0.05)
+    assert float(planes["image"].std()) == pytest.approx(float(planes["variance"].mean()) ** 0.5, rel=0.1)
+
+
+def test_the_variance_is_that_of_frames_on_one_scale(tmp_path: Path) -> None:
+    """Half of the frames saw half of the light: brought to the others' scale, their noise is twice as large."""
+    made = frames(tmp_path, 4)
+    dim = np.random.default_rng(5).normal(SKY / 2, NOISE / 4, (4, *SHAPE))
+    made += [frame(tmp_path, f"dim-{number}", values) for number, values in enumerate(dim)]
+    planes = stacked(made, normalisation="additive_with_scaling", rejection="none")
+    assert float(planes["image"].std()) == pytest.approx(float(planes["variance"].mean()) ** 0.5, rel=0.05)
+
+
+def test_stars_are_no_background(tmp_path: Path) -> None:
+    values = np.random.default_rng(3).normal(SKY, NOISE, SHAPE)
+    values[:, :, :25] += 3000
+    samples = frame(tmp_path, "starry", values).background()
+    assert not (samples > SKY + 10 * NOISE).any()
+    assert float(samples.isnan().float().mean()) == pytest.approx(25 / 70, abs=0.05)
+
+
+def test_every_limit_of_the_options_reaches_the_rejection() -> None:
+    limits = {"kappa_low": 1.5, "kappa_high": 4.5, "percentile_low": 0.3, "percentile_high": 0.4}
+    found = rejection_of(options(rejection="linear_fit_clip", reject_lowest=2, reject_highest=3, **limits))
+    assert found == Rejection("linear_fit_clip", drop_low=2, drop_high=3, **limits)
+    assert rejection_of(options(rejection="median")).method == "none"

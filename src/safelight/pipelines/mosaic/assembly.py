@@ -165,15 +165,42 @@ class TilesSource:
         tile = self.tiles[number]
         y0, y1, x0, x1 = window
         top, _, left, _ = tile.window
-        planes = {name: _part(tile, name, window) for name in LAYERS}
-        y, x = torch.arange(y0, y1, dtype=torch.float64), torch.arange(x0, x1, dtype=torch.float64)
-        for channel, coefficients in enumerate(self.coefficients[:, number]):
-            planes["image"][channel] = match_values(planes["image"][channel].double(), coefficients, y, x).float()
-            planes["variance"][channel] *= float(coefficients[0]) ** 2
+        layers = torch.stack([_part(tile, name, window) for name in LAYERS])
         feather = self.feathers[number].read(slice(y0 - top, y1 - top))[:, x0 - left : x1 - left]
-        # Weights of frames are relative within their group; between groups the noise decides.
-        planes["weight"] = (feather / planes["variance"]).nan_to_num(nan=0, posinf=0)
-        return torch.stack([planes[name] for name in LAYERS]).permute(2, 0, 1, 3)
+        return match_layers(layers, self.coefficients[:, number], feather, (y0, x0)).permute(2, 0, 1, 3)
+
+
+def match_layers(layers: Tensor, coefficients: Tensor, feather: Tensor, corner: tuple[int, int]) -> Tensor:
+    """Bring a part of a tile to the others, and weigh it.
+
+    Weights of frames are relative within their group; between groups the noise decides, and the feather.
+
+    Parameters
+    ----------
+    layers : Tensor
+        (layers, channels, rows, width): ``LAYERS``; overwritten.
+    coefficients : Tensor
+        (channels, 4), for ``match_values``.
+    feather : Tensor
+        (rows, width).
+    corner : tuple of int
+        Row and column of the canvas where the part begins.
+
+    Returns
+    -------
+    Tensor
+        Of the same shape; the weight is 0 where there is nothing.
+    """
+    planes = dict(zip(LAYERS, layers, strict=True))
+    y, x = (
+        torch.arange(first, first + size, dtype=torch.float64)
+        for first, size in zip(corner, feather.shape, strict=True)
+    )
+    for image, variance, of_channel in zip(planes["image"], planes["variance"], coefficients, strict=True):
+        image.copy_(match_values(image.double(), of_channel, y, x))
+        variance.mul_(float(of_channel[0]) ** 2)
+    planes["weight"].copy_((feather / planes["variance"]).nan_to_num(nan=0, posinf=0))
+    return layers
 
 
 def well_covered(tiles: Sequence[Tile], shape: tuple[int, int], share: float) -> Window:

@@ -26,11 +26,13 @@ from torch import Tensor
 from safelight.core.execute import Executor
 from safelight.core.kernel import Kernel
 from safelight.kernels.combine import PLANES
+from safelight.kernels.feather import radial_weights
 from safelight.kernels.normalisation import frame_weights
 from safelight.kernels.rejection import Rejection
 from safelight.kernels.verdicts import verdicts
 from safelight.pipelines.mosaic.calibration import Calibration
 from safelight.pipelines.mosaic.canvas import Canvas
+from safelight.pipelines.mosaic.chunks import enough_rows
 from safelight.pipelines.mosaic.drops import Drops, Judged, Singles, store_drops
 from safelight.pipelines.mosaic.groups import Group
 from safelight.pipelines.mosaic.mapping import CELL, MAP_ERROR, Transform, coordinate_map, sky_transform
@@ -105,8 +107,13 @@ def drizzle_source(
     source = StackSource(registered)
     channels, width, count = source.shape
     judged = Judged(scratch / "judged.raw", (source.extent, count, channels, width))
-    executor.map(judging(stacking, options), source, judged)
-    return DrizzleSource(group, drops, shares, judged, options.drizzle, options.pixfrac, options.drizzle_kernel)
+    executor.map(judging(stacking, options), source, judged, most_rows=enough_rows(source))
+    facts = group.frames[0].facts
+    radial = torch.ones(facts.height, facts.width)
+    if options.radial_weight:
+        radial = radial_weights(facts.height, facts.width, options.radial_feather, options.radial_power)
+    shape = (options.drizzle, options.pixfrac, options.drizzle_kernel)
+    return DrizzleSource(group, drops, shares, judged, radial.numpy(), *shape)
 
 
 def judging(stacking: Kernel, options: RunOptions) -> Kernel:
@@ -137,8 +144,9 @@ class DrizzleSource:
     """Rows of the grid with what falls onto them: (planes, channels, width), finished by ``drizzle_kernel``.
 
     The C library computes while rows are "read", a band of a fixed number of rows at a time whatever the Executor
-    asks for: so the same bits come out for chunks of any size. Frames fall in order of their noise, not of their
-    names.
+    asks for: so the same bits come out for chunks of any size. It adds up in the very rows that are returned, which
+    the plan counts; besides there are only copies of a band's weights. Frames fall in order of their noise, not of
+    their names.
 
     Parameters
     ----------
@@ -148,6 +156,8 @@ class DrizzleSource:
     shares : Shares
     judged : Judged
         On the grid of ``coarser(group, factor)``.
+    radial : ndarray, (height, width)
+        What each pixel of a frame counts for by its place.
     factor : float
         How many times finer than the frames the grid is.
     pixfrac : float
@@ -160,6 +170,7 @@ class DrizzleSource:
     drops: Sequence[Drops]
     shares: Shares
     judged: Judged
+    radial: NDArray[np.float32]
     factor: float
     pixfrac: float
     kernel: DrizzleKernel
@@ -182,23 +193,24 @@ class DrizzleSource:
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return rows of the grid; where nothing fell all planes are 0, and ``n_eff`` still is its inverse."""
-        rows = np.empty((stop - start, *self.shape), np.float32)
-        for band in range(start // self.band_rows * self.band_rows, stop, self.band_rows):
-            first, last = max(start, band), min(stop, band + self.band_rows)
-            planes = self._drizzled(band, min(band + self.band_rows, self.extent))
-            rows[first - start : last - start] = np.moveaxis(planes[:, :, first - band : last - band], 2, 0)
-        return torch.from_numpy(rows)
+        first = start // self.band_rows * self.band_rows
+        last = min(-(-stop // self.band_rows) * self.band_rows, self.extent)
+        planes, channels, width = self.shape
+        block = np.zeros((planes, channels, last - first, width), np.float32)
+        for band in range(first, last, self.band_rows):
+            self._drizzle(band, block[:, :, band - first : band - first + self.band_rows])
+        return torch.from_numpy(block)[:, :, start - first : stop - first].permute(2, 0, 1, 3)
 
     def on_frames(self, stars: StarField) -> StarField:
         """Return stars of the grid in pixels of the frames, with the light that they have there."""
         x, y = ((at + 0.5) / self.factor - 0.5 for at in (stars.x, stars.y))
         return replace(stars, x=x, y=y, flux=stars.flux / self.factor**2, fwhm=stars.fwhm / self.factor)
 
-    def _drizzled(self, start: int, stop: int) -> Singles:
-        """Return the planes (planes, channels, rows, width) of a band."""
-        planes, channels, width = self.shape
-        result = np.zeros((planes, channels, stop - start, width), np.float32)
-        layers = dict(zip(PLANES, result, strict=True))
+    def _drizzle(self, start: int, band: Singles) -> None:
+        """Let all frames fall onto the band (planes, channels, rows, width) that begins at row ``start``."""
+        _, channels, rows, width = band.shape
+        stop = start + rows
+        layers = dict(zip(PLANES, band, strict=True))
         targets = [
             Drizzle(
                 self.kernel,
@@ -220,7 +232,6 @@ class DrizzleSource:
         for row in range(start, stop):
             counts = self.judged.counts(int((row + 0.5) / self.factor))
             layers["low"][:, row - start], layers["high"][:, row - start] = (each[:, columns] for each in counts)
-        return result
 
     def _let_fall(self, targets: Sequence[Drizzle], number: int, part: _Part, start: int) -> None:
         """Drizzle a part of a frame onto the band that begins at row ``start``."""
@@ -231,13 +242,14 @@ class DrizzleSource:
         usable = np.isfinite(values) & ~rejected
         pixmap = np.stack([x, y - start], axis=-1)
         ones = np.ones(y.shape, np.float32)
+        radial = self.radial[part.rows, part.columns]
         for channel, target in enumerate(targets):
             target.add_image(
                 np.where(usable[channel], values[channel] * scale[channel] + offset[channel], 0),
                 1.0,
                 pixmap,
                 data2=[noise[channel] ** 2 * ones, ones],
-                weight_map=usable[channel],
+                weight_map=usable[channel] * radial,
                 wht_scale=weights[channel],
                 pixfrac=self.pixfrac,
                 pixel_scale_ratio=1 / self.factor,

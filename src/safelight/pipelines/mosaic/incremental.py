@@ -19,6 +19,7 @@ from safelight.core.files import output_error
 from safelight.core.stream import Sink
 from safelight.kernels.coadd import LAYERS
 from safelight.pipelines.mosaic.assembly import TilesSource, Window, coadd_kernel, common_window
+from safelight.pipelines.mosaic.chunks import enough_rows
 from safelight.pipelines.mosaic.stack_file import BAND_ROWS, bands
 
 Floats = NDArray[np.float32]
@@ -47,7 +48,7 @@ def blend_one_by_one(source: TilesSource, sink: Sink, path: Path, executor: Exec
     for number in range(tiles):
         addition = _Addition.of(source, number, blended)
         if addition is not None:
-            executor.map(kernel, addition, addition)
+            executor.map(kernel, addition, addition, most_rows=enough_rows(addition))
     for band in bands(slice(0, source.extent)):
         sink.write(band.start, band.stop, torch.from_numpy(np.array(blended[band])))
 

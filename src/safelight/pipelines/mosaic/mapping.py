@@ -75,19 +75,6 @@ def sky_transform(grid: WCS, frame: WCS, shape: tuple[int, int]) -> Transform:
     return transform
 
 
-def affine_transform(matrix: Floats) -> Transform:
-    """Return a transform from a matrix (2, 3) that takes (x, y, 1) of the grid to (x, y) of the frame.
-
-    The order x, y is that of registration by star matching, whose result it is, inverted where need be.
-    """
-
-    def transform(y: Floats, x: Floats) -> tuple[Floats, Floats]:
-        (xx, xy, x0), (yx, yy, y0) = matrix
-        return yx * x + yy * y + y0, xx * x + xy * y + x0
-
-    return transform
-
-
 def change_frame(ra: Floats, dec: Floats, before: WCS, after: WCS) -> tuple[Floats, Floats]:
     """Return sky positions (degrees) in another WCS's equinox and system; FK5 and ICRS differ by some 0.02″."""
     old, new = wcs_to_celestial_frame(before), wcs_to_celestial_frame(after)

@@ -53,6 +53,15 @@ class RunOptions(CommonOptions):
         "Stacking", "sky_mean", "How frames are brought to one level before they are compared."
     )
     weighting: Weighting = _field("Stacking", "noise_variance", "What a frame counts for.")
+    radial_weight: bool = _field(
+        "Stacking", False, "Let a pixel count less the further it lies from the middle of its frame."
+    )
+    radial_feather: float = _field(
+        "Stacking", 0.8, "Radial weight: by which share the corners of a frame count less than its middle.", gt=0, lt=1
+    )
+    radial_power: float = _field(
+        "Stacking", 2.0, "Radial weight: power of the distance from the middle by which it falls.", gt=0, le=20
+    )
     rejection: RejectionMethod = _field("Stacking", "winsorized_sigma_clip", "How outliers are found.")
     kappa_low: float = _field("Stacking", 3.0, "Rejection below, in standard deviations.", gt=0, le=20)
     kappa_high: float = _field("Stacking", 3.0, "Rejection above, in standard deviations.", gt=0, le=20)

@@ -10,6 +10,7 @@ from itertools import combinations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -51,7 +52,7 @@ def star_gains(tiles: Sequence[Tile], channels: int) -> tuple[Tensor, list[str]]
             continue
         overlapping |= {a, b}
         for channel in range(channels):
-            found = _ratio(*(_stars(tiles[number], channel, window) for number in (a, b)))
+            found = _ratio(*(_stars(_middle(tiles[number], channel, window)) for number in (a, b)))
             if found is not None:
                 known |= {a, b}
                 ratios[channel].append((a, b, *found))
@@ -59,14 +60,17 @@ def star_gains(tiles: Sequence[Tile], channels: int) -> tuple[Tensor, list[str]]
     return gains, [tiles[number].name for number in sorted(overlapping - known)]
 
 
-def _stars(tile: Tile, channel: int, window: Window) -> StarField | None:
-    """Return the stars of a channel in the middle of a window of the canvas."""
+def _middle(tile: Tile, channel: int, window: Window) -> NDArray[np.float32]:
+    """Return the pixels of a channel in the middle of a window of the canvas."""
     y0, y1, x0, x1 = window
     top, _, left, _ = tile.window
     rows, columns = middle_of(y1 - y0, x1 - x0)
     down, right = y0 - top, x0 - left
     rows, columns = slice(rows.start + down, rows.stop + down), slice(columns.start + right, columns.stop + right)
-    pixels = tile.file.window("image", channel, rows, columns)
+    return tile.file.window("image", channel, rows, columns)
+
+
+def _stars(pixels: NDArray[np.float32]) -> StarField | None:
     if min(pixels.shape) < SMALLEST_FRAME or not np.isfinite(pixels).any():
         return None
     try:

@@ -43,6 +43,7 @@ from safelight.pipelines.mosaic.audit import (
 )
 from safelight.pipelines.mosaic.calibration import Calibration, read_calibration
 from safelight.pipelines.mosaic.canvas import Canvas, common_canvas, crop
+from safelight.pipelines.mosaic.chunks import enough_rows
 from safelight.pipelines.mosaic.discovery import FrameFacts
 from safelight.pipelines.mosaic.drizzle import DrizzleSource, coarser, drizzle_kernel, drizzle_source
 from safelight.pipelines.mosaic.frames import luminance_channel, stars_of
@@ -51,6 +52,7 @@ from safelight.pipelines.mosaic.incremental import blend_one_by_one
 from safelight.pipelines.mosaic.items import frame_names
 from safelight.pipelines.mosaic.options import RunOptions
 from safelight.pipelines.mosaic.photometry import star_gains
+from safelight.pipelines.mosaic.planning import bytes_besides
 from safelight.pipelines.mosaic.preview import averaged, write_preview
 from safelight.pipelines.mosaic.refinement import Alignment
 from safelight.pipelines.mosaic.registered import RegisteredFrame, register_frame, scratch_folder
@@ -111,6 +113,7 @@ def register(items: Sequence[Item], options: RunOptions, context: Context) -> Pr
         raise _nothing_left(refused, options)
     _say_places(placed, alignments, solutions, context)
     canvas = _canvas(placed, options)
+    context.events.info("memory_besides", besides_bytes=bytes_besides([frame.facts for frame in placed], canvas.shape))
     groups = make_groups(placed, canvas)
     if options.drizzle:
         context.events.info("drizzling", factor=options.drizzle, pixfrac=options.pixfrac, kernel=options.drizzle_kernel)
@@ -151,7 +154,7 @@ def stack(item: Item, options: RunOptions, context: Context, prepared: tuple[Can
             kernel = drizzle_kernel(drizzled.shape)
         shape = (grid.frames[0].facts.colours, *group.shape)
         with create_stack(path, PLANES, shape, group.wcs, {"NFRAMES": len(registered)}) as sink:
-            context.executor.map(kernel, source, sink)
+            context.executor.map(kernel, source, sink, most_rows=enough_rows(source))
         with StackFile(path) as planes:
             checks = _audit_group(item.name, registered, scale, planes, drizzled)
             metrics = _shares_rejected(planes, group.shape[0])
@@ -194,7 +197,7 @@ def assemble(item: Item, options: RunOptions, context: Context, prepared: tuple[
                 with scratch_folder(context.folder / SCRATCH / item.name) as scratch:
                     blend_one_by_one(source, sink, scratch / "blended.raw", context.executor)
             else:
-                context.executor.map(coadd_kernel(rejects=True), source, sink)
+                context.executor.map(coadd_kernel(rejects=True), source, sink, most_rows=enough_rows(source))
         noise = float(np.median([record.details["noise"] for record in records.values()]))
         seams = _audit_seams(tiles, overlaps, coefficients, noise)
     preview = context.folder / PREVIEW
@@ -293,7 +296,7 @@ def _registered(
     for number, frame in enumerate(group.frames):
         context.progress(number, len(group.frames), "registering_progress", group=name)
         path = scratch / f"{number:05}.raw"
-        yield register_frame(frame, group, calibration, options.interpolation, path, context.executor)
+        yield register_frame(frame, group, calibration, options, path, context.executor)
 
 
 def _audit_group(

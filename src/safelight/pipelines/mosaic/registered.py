@@ -19,12 +19,14 @@ from torch import Tensor
 
 from safelight.core.execute import Executor
 from safelight.core.files import output_error
+from safelight.kernels.feather import radial_weights
 from safelight.kernels.normalisation import MAD_TO_SIGMA
-from safelight.kernels.resample import Interpolation, resampling
+from safelight.kernels.resample import resampling
 from safelight.pipelines.mosaic.calibration import Calibration
 from safelight.pipelines.mosaic.frames import read_frame
 from safelight.pipelines.mosaic.groups import Group, PlacedFrame
 from safelight.pipelines.mosaic.mapping import CoordinateSource, sky_transform
+from safelight.pipelines.mosaic.options import RunOptions
 
 BACKGROUND_SAMPLES = 1 << 16
 """Pixels of a frame that its level is taken from."""
@@ -40,16 +42,18 @@ _NOISE_SAMPLES = 1 << 18
 
 @dataclass(frozen=True)
 class RegisteredFrame:
-    """A frame on the grid of its group, in a scratch file of float32 (rows, channels, width).
+    """A frame on the grid of its group, in a scratch file of float32 (rows, planes, width).
+
+    Its planes are the channels and, with radial weights, how much each pixel counts.
 
     Parameters
     ----------
     name : str
     path : Path
     shape : tuple of int
-        (rows, channels, width).
+        (rows, planes, width).
     noise : tuple of float
-        Standard deviation of one resampled pixel, per channel.
+        Standard deviation of one resampled pixel, per channel: as many as there are channels.
     fwhm : float
         Of its stars, in pixels of the frame.
     """
@@ -61,7 +65,7 @@ class RegisteredFrame:
     fwhm: float
 
     def read_into(self, rows: NDArray[np.float32], start: int) -> None:
-        """Fill (rows, channels, width) from row ``start`` on."""
+        """Fill (rows, planes, width) from row ``start`` on."""
         with self.path.open("rb") as file:
             file.seek(start * rows[0].nbytes)
             file.readinto(rows.data)
@@ -72,9 +76,10 @@ class RegisteredFrame:
 
     def background(self) -> Tensor:
         """Return evenly spread samples of each channel, (channels, n), NaN where there is nothing or a star."""
-        rows, channels, width = self.shape
+        rows, _, width = self.shape
+        channels = len(self.noise)
         step = max(round((rows * width / BACKGROUND_SAMPLES) ** 0.5), 1)
-        spread_out = self._mapped()[::step, :, ::step]
+        spread_out = self._mapped()[::step, :channels, ::step]
         samples = torch.from_numpy(np.moveaxis(spread_out, 1, 0).reshape(channels, -1).copy())
         level = samples.nanmedian(1, keepdim=True).values
         spread = MAD_TO_SIGMA * (samples - level).abs().nanmedian(1, keepdim=True).values
@@ -85,7 +90,7 @@ class RegisteredFrame:
 
 
 class _RegisteredSink:
-    """Appends rows (rows, channels, width) to a scratch file."""
+    """Appends rows (rows, planes, width) to a scratch file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -99,11 +104,11 @@ def register_frame(
     frame: PlacedFrame,
     group: Group,
     calibration: Calibration,
-    interpolation: Interpolation,
+    options: RunOptions,
     path: Path,
     executor: Executor,
 ) -> RegisteredFrame:
-    """Resample a frame onto the grid of its group, into a scratch file.
+    """Resample a frame, with its radial weights if there are any, onto the grid of its group, into a scratch file.
 
     Raises
     ------
@@ -113,16 +118,25 @@ def register_frame(
         The scratch file cannot be written.
     """
     image = read_frame(frame.facts, calibration)
+    channels = len(image)
     size = (frame.facts.height, frame.facts.width)
+    if has_weights(options):
+        weights = radial_weights(*size, options.radial_feather, options.radial_power)
+        image = torch.cat([image, weights[None]])
     source = CoordinateSource(sky_transform(group.wcs, frame.wcs, size), group.shape, size)
     try:
         with path.open("wb") as file:
-            executor.map(resampling(image, group.shape[1], interpolation), source, _RegisteredSink(file))
+            executor.map(resampling(image, group.shape[1], options.interpolation), source, _RegisteredSink(file))
     except OSError as error:
         raise output_error(path, error) from error
     shape = (group.shape[0], len(image), group.shape[1])
-    noise = noise_of(torch.from_numpy(np.memmap(path, np.float32, "c", shape=shape)))
+    noise = noise_of(torch.from_numpy(np.memmap(path, np.float32, "c", shape=shape))[:, :channels])
     return RegisteredFrame(frame.name, path, shape, noise, frame.field.median_fwhm)
+
+
+def has_weights(options: RunOptions) -> bool:
+    """Return whether registered frames carry radial weights; to drizzle, the frames' own pixels are weighed."""
+    return options.radial_weight and options.drizzle is None
 
 
 def noise_of(rows: Tensor) -> tuple[float, ...]:

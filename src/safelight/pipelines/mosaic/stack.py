@@ -21,7 +21,7 @@ from safelight.pipelines.mosaic.registered import RegisteredFrame
 
 @dataclass(frozen=True)
 class StackSource:
-    """The same rows of all registered frames, (channels, width, frames) each: frames last, as combining wants them."""
+    """The same rows of all registered frames, (planes, width, frames) each: frames last, as combining wants them."""
 
     frames: Sequence[RegisteredFrame]
     dtype: torch.dtype = field(default=torch.float32, init=False)
@@ -33,7 +33,7 @@ class StackSource:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Channels, width, frames."""
+        """Planes, width, frames."""
         return (*self.frames[0].shape[1:], len(self.frames))
 
     def read(self, start: int, stop: int) -> Tensor:
@@ -45,7 +45,7 @@ class StackSource:
 
 
 def stack_kernel(frames: Sequence[RegisteredFrame], options: RunOptions) -> Kernel:
-    """Return the kernel that turns rows (channels, width, frames) into the planes of a stack.
+    """Return the kernel that turns rows of a ``StackSource`` into the planes of a stack.
 
     Raises
     ------
@@ -94,17 +94,21 @@ def stack_rows(
 ) -> Tensor:
     """Combine rows (rows, channels, width, frames), each channel with its coefficients (frames, channels).
 
+    Where the rows have one plane more than there are channels, it holds radial weights.
+
     Returns
     -------
     Tensor
         (rows, 7, channels, width): the planes of ``combine``.
     """
-    rows, channels, width, _ = samples.shape
+    rows, given, width, _ = samples.shape
+    channels = scale.shape[1]
     planes = samples.new_empty((rows, len(PLANES), channels, width))
+    radial = samples[:, channels].nan_to_num() if given > channels else None  # NaN where there is no sample either
     for channel in range(channels):
         combined = combine(
             samples[:, channel],
-            weights[:, channel],
+            weights[:, channel] if radial is None else radial * weights[:, channel],
             noise[:, channel],
             scale=scale[:, channel],
             offset=offset[:, channel],
