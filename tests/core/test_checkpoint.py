@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,7 @@ import torch
 from safelight.core import checkpoint as module
 from safelight.core.checkpoint import Checkpoint, digest_of, identity_of, repeatable, seeded
 from safelight.core.device import Device
-from safelight.core.errors import InputError
+from safelight.core.errors import InputError, OutputError
 from safelight.core.events import EventLog
 
 
@@ -36,12 +39,35 @@ def test_the_state_of_another_training_is_passed_over_and_said(tmp_path: Path) -
     assert "checkpoint_replaced" in events.keys()
 
 
-@pytest.mark.parametrize("content", [b"", b"PK broken"])
+def saved(thing: object, **more: Any) -> bytes:
+    target = io.BytesIO()
+    torch.save(thing, target, **more)
+    return target.getvalue()
+
+
+OLD = saved({"w": torch.ones(2)}, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK broken", saved([1]), OLD.rpartition(b"q\x00X")[0] + b"q\x00X\x0e\x00"])
 def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c").write_bytes(content)
     with pytest.raises(InputError, match="checkpoint is damaged") as caught:
         Checkpoint(tmp_path / "c", "me", EventLog()).load()
     assert caught.value.path == tmp_path / "c"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit for a process's files")
+def test_a_disk_that_takes_no_more_is_told_though_torch_hides_it(tmp_path: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(OutputError, match="larger than the system allows"):
+            Checkpoint(tmp_path / "c", "me", EventLog()).save({"weights": torch.zeros(1 << 20)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_save_is_due_when_it_would_take_a_twentieth_of_the_time(

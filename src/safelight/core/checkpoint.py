@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,11 @@ from safelight.core.errors import InputError
 from safelight.core.events import EventLog
 from safelight.core.files import atomic_write
 
+DAMAGE = (
+    *(OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError, AssertionError),
+    *(struct.error, pickle.UnpicklingError),
+)
+"""What torch raises at a damaged file."""
 _LARGEST_SHARE = 1 / 20
 """Of the time between two saves that a save may take."""
 
@@ -51,11 +57,12 @@ class Checkpoint:
             return None
         try:
             state: dict[str, Any] = torch.load(self._path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            identity = state.get("identity")
+        except DAMAGE as error:
             raise InputError(
                 f"the checkpoint is damaged ({type(error).__name__})", path=self._path, remedy="run again with --fresh"
             ) from None
-        if state.get("identity") != self._identity:
+        if identity != self._identity:
             self._events.warning("checkpoint_replaced", file=self._path.name)
             return None
         return state
@@ -75,8 +82,9 @@ class Checkpoint:
         if self._path is None:
             return
         before = time.monotonic()
-        with atomic_write(self._path) as temporary:
-            torch.save({**state, "identity": self._identity}, temporary)
+        # By a file of Python's: else torch keeps to itself why it could not be written, for instance a quota.
+        with atomic_write(self._path) as temporary, temporary.open("wb") as file:
+            torch.save({**state, "identity": self._identity}, file)
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - before
 

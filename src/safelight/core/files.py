@@ -178,12 +178,20 @@ class _Writing:
             own = Path(error.filename).resolve().is_relative_to(self._temporary.resolve())
             return error.errno if own else None
         told = re.search(r"\(os error (\d+)\)", str(error))  # Rust's libraries say it so, for instance safetensors
-        number = int(told[1]) if told else error.errno if isinstance(error, OSError) else None
+        number = int(told[1]) if told else _number_behind(error)
         return number if number in _OF_WRITING else None
 
     def _disk_is_full(self) -> bool:
         disk = shutil.disk_usage(self._path.parent)
         return disk.total > 0 and disk.free < _FULL
+
+
+def _number_behind(error: BaseException) -> int | None:
+    """Return the system's number of an error, or of the one that led to it: torch hides it behind one of its own."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, OSError):
+        behind = behind.__cause__ or behind.__context__
+    return None if behind is None else behind.errno
 
 
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
-import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from safelight.core.checkpoint import DAMAGE
 from safelight.core.errors import InputError, UnsafeInputError
 from safelight.core.files import atomic_write
 
@@ -33,11 +33,6 @@ _HARMLESS: list[Any] = [
     *(type(np.dtype(name)) for name in ("float32", "float64", "int64", "int32", "bool")),
 ]
 """What training scripts leave beside the weights; made again, these only hold values."""
-_DAMAGE = (
-    *(OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError, AssertionError),
-    *(struct.error, SafetensorError),
-)
-"""What torch raises at a damaged checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +113,7 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refused(path, str(error)) from None
-    except _DAMAGE as error:
+    except (*DAMAGE, SafetensorError) as error:
         raise InputError(
             f"it cannot be read as a checkpoint ({type(error).__name__})",
             path=path,
