@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from safelight.core.errors import InputError, UsageError
-from safelight.core.options import Bytes, CommonOptions, PathPattern, Seconds
+from safelight.core.options import Bytes, CommonOptions, PathPatterns, Seconds
 from safelight.core.pipeline import Command, Found, Pipeline, Record
 from safelight.core.registry import registered
 from safelight.core.settings import Gathered, gather
@@ -25,7 +25,7 @@ from safelight.core.settings_file import as_toml, toml
 class Options(CommonOptions):
     """One option of every kind."""
 
-    input: PathPattern = Field(description="What to read.")
+    input: PathPatterns = Field(description="What to read.")
     out: Path = Field(description="Where to write.")
     dark: Path | None = Field(None, description="A dark.")
     flats: tuple[Path, ...] = Field((), description="Flats.")
@@ -101,6 +101,7 @@ def test_the_environment_can_name_the_file(file: Path) -> None:
         ("MATCH", "off", "match", False),
         ("FORMATS", "b, a", "formats", ("b", "a")),
         ("FLATS", "one,two", "flats", (Path("one"), Path("two"))),
+        ("INPUT", "one,two/*.tif", "input", ("one", "two/*.tif")),
         ("DARK", "dark", "dark", Path("dark")),
         ("JSON", "1", "json_events", True),
         ("LANG", "fr", "lang", "fr"),
@@ -218,13 +219,18 @@ def test_paths_in_a_file_are_relative_to_it_and_others_are_not(file: Path, monke
     folder = file.parent
     text = "input = 'data/*.tif'\nout = '/abs'\ndark = '~/dark'\nflats = ['a', '../b']\ntitle = 'data'"
     assert values(from_file(file, text)) == {
-        "input": f"{folder}/data/*.tif",
+        "input": (f"{folder}/data/*.tif",),
         "out": Path("/abs"),
         "dark": Path("/home/me/dark"),
         "flats": (folder / "a", folder / "../b"),
         "title": "data",
     }
     assert gather(PIPELINE, RUN, {}, {"SAFELIGHT_DARK": "dark"}).values() == {"dark": Path("dark")}
+
+
+def test_a_path_may_stand_alone_where_several_can(file: Path) -> None:
+    assert from_file(file, "input = ['/a', '/b*']").values()["input"] == ("/a", "/b*")
+    assert Options(input="a", out="o").input == Options(input=Path("a"), out="o").input == ("a",)
 
 
 def test_what_is_missing_or_wrong_is_named_as_the_user_knows_it(file: Path) -> None:
@@ -250,7 +256,7 @@ def test_what_is_missing_does_not_hide_what_is_wrong() -> None:
         {},
         optional={
             "title": st.text(st.characters(exclude_categories=["Cs"])),
-            "input": st.text(st.characters(codec="ascii", exclude_characters="\0~"), min_size=1),
+            "input": st.lists(st.text(st.characters(codec="ascii", exclude_characters="\0~"), min_size=1)).map(tuple),
             "kappa_low": st.floats(min_value=0, exclude_min=True),
             "steps": st.integers(-(2**63), 2**63 - 1),
             "formats": st.lists(st.sampled_from("ab")).map(tuple),

@@ -71,10 +71,11 @@ def as_several(value: object) -> object:
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), AllowInfNan(False)]
 NAMES_FILES = "names files"
-PathPattern = Annotated[str, NAMES_FILES]
-"""A path, or a glob such as ``data/*.tif``; in a file of settings it is relative to that file, as a ``Path`` is."""
 PathPatterns = Annotated[tuple[str, ...], NAMES_FILES, BeforeValidator(as_several)]
-"""One or more of them. Where several can stand, one may stand alone, without brackets."""
+"""Paths, or globs such as ``data/*.tif``; in a file of settings they are relative to that file, as a ``Path`` is.
+
+One may stand alone, without brackets.
+"""
 
 OWN_PANEL = "Options"
 COMMON_PANEL = "Common options"
