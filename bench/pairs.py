@@ -35,6 +35,8 @@ from safelight.core.files import atomic_write
 from safelight.core.plan import Corrections
 from safelight.formats.raw import RawFrame, read_raw
 from safelight.pipelines.pairs.alignment import align, prepare
+from safelight.pipelines.pairs.decoding import decode_ahead
+from safelight.pipelines.pairs.items import frame_file
 from safelight.pipelines.pairs.masks import mask
 
 sys.path.append(str(ROOT / "tests"))
@@ -183,13 +185,17 @@ def _decode_all(paths: list[Path]) -> tuple[float, float]:
 def _align_all(paths: list[Path], folder: Path) -> tuple[float, float]:
     def run_scene() -> None:
         run = executor(folder)
-        with ThreadPoolExecutor(2) as pool:
-            frames = pool.map(read_raw, paths)
-            anchor = prepare(next(frames), run)
-            for frame in frames:
-                assert align(anchor, frame, run).status == "ok"
+        frames = (decoded.frame for decoded in decode_ahead([frame_file(path, path.name) for path in paths]))
+        anchor = prepare(_decoded(next(frames)), run)
+        for frame in frames:
+            assert align(anchor, _decoded(frame), run).status == "ok"
 
     return _spent(run_scene)
+
+
+def _decoded(frame: RawFrame | None) -> RawFrame:
+    assert frame is not None
+    return frame
 
 
 def part_memory() -> Measured:

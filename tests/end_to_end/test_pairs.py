@@ -17,7 +17,7 @@ from PIL import Image
 
 from dng import BAYER, XTRANS, SceneMaker, make_dataset, with_sha1, write_dng
 from safelight.cli import run
-from safelight.pipelines.pairs import decoding
+from safelight.pipelines.pairs import decoding, process
 from safelight.pipelines.pairs.loader import PairDataset
 from safelight.pipelines.pairs.manifest import read_yaml
 
@@ -318,6 +318,54 @@ def test_a_killed_run_goes_on_to_the_same_manifest(dataset: Path, done: Path, tm
     assert not (out / "manifest.jsonl").exists()
     assert pairs(dataset, out) == 0
     assert result_bytes(out) == result_bytes(done)
+
+
+def test_a_run_stopped_within_a_scene_goes_on_at_the_next_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = tmp_path / "in" / "desk"
+    for number, shift in enumerate(((0, 0), (2, 2))):
+        SceneMaker().write(scene / "gt" / f"{number}.dng", shift, seed=10 + number)
+    for number, shift in enumerate(((4, -2), (-6, 2))):
+        SceneMaker().write(scene / f"{number}.dng", shift, seed=20 + number)
+    (scene / "copy.dng").write_bytes((scene / "0.dng").read_bytes())
+    assert pairs(tmp_path / "in", tmp_path / "whole") == 0
+    real, made = process.align, []
+
+    def stopped(*given: Any, **more: Any) -> Any:
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(real(*given, **more))
+        return made[-1]
+
+    monkeypatch.setattr(process, "align", stopped)
+    assert pairs(tmp_path / "in", tmp_path / "pairs") != 0
+    monkeypatch.setattr(process, "align", lambda *given, **more: (made.append(None), real(*given, **more))[1])
+    next((tmp_path / "pairs").glob("crops/desk/*/*.npz")).unlink()
+    made.clear()
+    capsys.readouterr()
+    assert pairs(tmp_path / "in", tmp_path / "pairs") == 0
+    assert "Going on with desk: 2 pair(s)" in capsys.readouterr().err
+    assert len(made) == 2, "the one that was missing, and the one whose crop has gone"
+    assert result_bytes(tmp_path / "pairs") == result_bytes(tmp_path / "whole")
+    assert not list((tmp_path / "pairs").rglob("*.unfinished.jsonl"))
+
+
+@pytest.mark.parametrize("held", [10**9, 1], ids=["all at once", "in turn"])
+def test_frames_are_decoded_once_for_all_ground_truths_that_memory_holds(
+    tmp_path: Path, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = tmp_path / "in" / "desk"
+    for number in range(2):
+        SceneMaker().write(scene / "gt" / f"{number}.dng", seed=10 + number)
+        SceneMaker().write(scene / f"{number}.dng", (2, 4), seed=20 + number)
+    monkeypatch.setattr(decoding, "ANCHORS_BYTES", held)
+    real, decoded = decoding.read_raw, []
+    monkeypatch.setattr(decoding, "read_raw", lambda path: (decoded.append(path.relative_to(scene)), real(path))[1])
+    assert pairs(tmp_path / "in", tmp_path / "pairs", "--format", "none") == 0
+    assert len(manifest(tmp_path / "pairs")) == 4
+    turns = 1 if held > 1 else 2
+    assert sorted(map(str, decoded)) == sorted(["gt/0.dng", "gt/1.dng", *["0.dng", "1.dng"] * turns])
 
 
 def test_what_was_written_verifies(done: Path, capsys: pytest.CaptureFixture[str]) -> None:

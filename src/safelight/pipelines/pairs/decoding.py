@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from safelight.core.errors import InputError, SafelightError
 from safelight.formats.raw import RawFrame, read_raw
@@ -46,7 +47,7 @@ def decode(file: FrameFile) -> Decoded:
     """Decode a frame whose content is what its name says."""
     sha1 = ""
     try:
-        sha1 = _sha1(file)
+        sha1 = sha1_of(file.path)
         if file.sha1 not in (None, sha1):
             raise InputError(
                 f"its content has sha1 {sha1}, its name says another", path=file.path, remedy="copy the file again"
@@ -93,9 +94,16 @@ def anchor_groups(files: Sequence[FrameFile]) -> Iterator[list[FrameFile]]:
         yield group
 
 
-def _sha1(file: FrameFile) -> str:
+def sha1_of(path: Path) -> str:
+    """Return the digest of a file's content.
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
     try:
-        with file.path.open("rb") as stream:
+        with path.open("rb") as stream:
             return hashlib.file_digest(stream, lambda: hashlib.sha1(usedforsecurity=False)).hexdigest()
     except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", path=file.path) from error
+        raise InputError(f"cannot be read: {error.strerror}", path=path) from error

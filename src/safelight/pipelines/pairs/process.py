@@ -38,6 +38,7 @@ from safelight.pipelines.pairs.manifest import (
 )
 from safelight.pipelines.pairs.masks import mask
 from safelight.pipelines.pairs.options import RunOptions
+from safelight.pipelines.pairs.pair_journal import FinishedPair, PairJournal, missing
 from safelight.pipelines.pairs.previews import write_preview
 
 MASKS = "masks"
@@ -63,10 +64,15 @@ class _SceneWork:
     options: RunOptions
     context: Context
     settings: str
-    lines: list[Line] = field(default_factory=list)
-    outputs: list[Path] = field(default_factory=list)
+    pairs: list[FinishedPair] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     known: dict[str, str] = field(default_factory=dict)
+
+    def take(self, pairs: Sequence[FinishedPair]) -> None:
+        """Take pairs that an earlier run finished; a later file with the content of one of theirs is a duplicate."""
+        self.pairs += pairs
+        for pair in pairs:
+            self.known |= {pair.line[f"{role}_sha1"]: pair.line[role] for role in ("gt", "noisy")}
 
     def usable(self, files: Sequence[FrameFile]) -> Iterator[tuple[Decoded, RawFrame]]:
         """Decode frames; those that cannot be used are left out by name, once."""
@@ -91,21 +97,39 @@ class _SceneWork:
 def pair_scene(item: Item, options: RunOptions, context: Context, _: object) -> Record:
     """Align, mask and crop all pairs of a scene.
 
-    Ground truths are decoded once, noisy frames once for all ground truths that memory holds at a time.
+    Ground truths are decoded once, noisy frames once for all ground truths that memory holds at a time. Finished pairs
+    are kept one by one, in case that the run is stopped.
     """
     scene: Scene = item.payload
     work = _SceneWork(scene, options, context, settings_digest(RUN.options_of_result(options)))
-    total = len(scene.gt) * len(scene.noisy)
-    for group in anchor_groups(scene.gt):
+    journal = PairJournal(context.folder, scene, work.settings)
+    _take_finished(work, journal)
+    left = missing(work.pairs, scene)
+    for group in anchor_groups([file for file in scene.gt if any(file.name == gt for gt, _ in left)]):
         anchors = [(decoded, prepare(frame, context.executor)) for decoded, frame in work.usable(group)]
-        for noisy, frame in work.usable(scene.noisy if anchors else ()):
+        names = {gt.file.name for gt, _ in anchors}
+        wanted = [file for file in scene.noisy if any((gt, file.name) in left for gt in names)]
+        for noisy, frame in work.usable(wanted):
             for gt, anchor in anchors:
-                context.progress(len(work.lines), total, "pairs_progress", scene=scene.name)
-                work.lines.append(_pair(work, gt, anchor, noisy, frame))
-    lines = context.folder / SCENES / f"{scene.name}.jsonl"
-    write_lines(lines, work.lines)
+                if (gt.file.name, noisy.file.name) in left:
+                    total = len(scene.gt) * len(scene.noisy)
+                    context.progress(len(work.pairs), total, "pairs_progress", scene=scene.name)
+                    work.pairs.append(_pair(work, gt, anchor, noisy, frame))
+                    journal.add(work.pairs[-1])
+    path, lines = context.folder / SCENES / f"{scene.name}.jsonl", [pair.line for pair in work.pairs]
+    write_lines(path, lines)
+    journal.remove()
+    outputs = [output for pair in work.pairs for output in pair.outputs]
     details: dict[str, Value] = {"scene": scene.name, "left_out": dict(work.left_out)}
-    return Record((lines, *work.outputs), _metrics(work.lines), details)
+    return Record((path, *outputs), _metrics(lines), details)
+
+
+def _take_finished(work: _SceneWork, journal: PairJournal) -> None:
+    if work.options.fresh:
+        journal.remove()
+    work.take(journal.finished())
+    if work.pairs:
+        work.context.events.info("pairs_kept", scene=work.scene.name, pairs=len(work.pairs))
 
 
 def write_manifest(item: Item, options: RunOptions, context: Context, _: object) -> Record:
@@ -159,7 +183,7 @@ def missed_checks(records: Sequence[Record]) -> list[Mapping[str, Value]]:
     ]
 
 
-def _pair(work: _SceneWork, gt: Decoded, anchor: Anchor, noisy: Decoded, frame: RawFrame) -> Line:
+def _pair(work: _SceneWork, gt: Decoded, anchor: Anchor, noisy: Decoded, frame: RawFrame) -> FinishedPair:
     """Align one pair and write its mask, preview and crops."""
     options = work.options
     alignment = align(anchor, frame, work.context.executor, options.min_confidence, options.method)
@@ -168,14 +192,15 @@ def _pair(work: _SceneWork, gt: Decoded, anchor: Anchor, noisy: Decoded, frame: 
     if alignment.reason is not None:
         notice = Event(_NOTICES[alignment.reason], Severity.WARNING, {"gt": gt.file.name, "noisy": noisy.file.name})
         work.context.events.emit(notice.key, notice.severity, **notice.data)
-    if alignment.status != "failed":
-        _write_outputs(work, line, anchor.frame, frame, alignment, found.bits)
-    return line
+    if alignment.status == "failed":
+        return FinishedPair(line, ())
+    return FinishedPair(line, tuple(_write_outputs(work, line, anchor.frame, frame, alignment, found.bits)))
 
 
 def _write_outputs(
     work: _SceneWork, line: Line, clean: RawFrame, noisy: RawFrame, alignment: PairAlignment, bits: NDArray[np.uint8]
-) -> None:
+) -> Iterator[Path]:
+    """Write the files of a pair, yield where they are, and say so in its line."""
     folder, name = work.context.folder, pair_name(line)
     path = folder / MASKS / work.scene.name / f"{name}.png"
     with atomic_write(path) as temporary:
@@ -183,7 +208,7 @@ def _write_outputs(
     line["mask"] = path.relative_to(folder).as_posix()
     preview = folder / PREVIEWS / work.scene.name / f"{name}.png"
     write_preview(preview, clean, noisy, alignment, bits)
-    work.outputs += [path, preview]
+    yield from (path, preview)
     if work.options.format == "none" or alignment.overlap is None:
         return
     tile, _ = first_tile(alignment.overlap)
@@ -199,7 +224,7 @@ def _write_outputs(
                 **{name: path.relative_to(folder).as_posix() for name, path in paths.items()},
             }
         )
-        work.outputs += paths.values()
+        yield from paths.values()
 
 
 def pair_name(line: Line) -> str:
