@@ -11,6 +11,7 @@ import torch
 
 from safelight.core import workers
 from safelight.core.books import Books, Outcome
+from safelight.core.cluster import check_cluster
 from safelight.core.device import Device, DeviceInfo
 from safelight.core.errors import InputError, UsageError, WorkerError
 from safelight.core.events import Event, EventLog, Severity
@@ -172,3 +173,10 @@ def test_an_item_that_lost_the_device_is_given_once_more(books: Books) -> None:
     assert books.lost == ["a", "a"]
     assert not books.is_to_do(ITEMS[0])
     assert "lost 2 times at a" in str(books.outcome.failed["a"])
+
+
+@pytest.mark.parametrize("address", ["", "nowhere", "10.0.0.1", "foo://10.0.0.1:8786", "tcp://10.0.0.1:port", "a b:1"])
+def test_what_is_no_address_is_refused_before_dask_is_asked(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("safelight.core.cluster._dask", lambda: pytest.fail("Dask was asked"))
+    with pytest.raises(UsageError, match="this is no address"):
+        check_cluster(address)

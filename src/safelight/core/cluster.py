@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import queue
+import re
 import secrets
 import threading
 import time
@@ -32,6 +33,8 @@ SECONDS_BETWEEN_CHECKS = 2.0
 SECONDS_WITHOUT_WORKERS = 60.0
 """How long a cluster may have no worker before the run gives up: dead ones are replaced in a few seconds."""
 STOPPED = "stopped"
+_ADDRESS = re.compile(r"(?:(?:tcp|tls|ucx|wss?)://)?[^/\s]+:[0-9]{1,5}")
+"""Checked here: with any other, Dask waits for half a minute and leaves tracebacks behind."""
 
 
 def check_cluster(address: str) -> None:
@@ -47,7 +50,7 @@ def check_cluster(address: str) -> None:
 
 def _connect(address: str) -> Any:
     expected = "the address that 'dask scheduler' prints, for instance tcp://10.0.0.1:8786"
-    if not address.rpartition(":")[2].isdigit():
+    if not _ADDRESS.fullmatch(address):
         raise UsageError(f"--cluster {address}: this is no address", expected=expected)
     try:
         client = _dask().Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False)
