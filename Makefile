@@ -44,4 +44,4 @@ docs: $(READY)
 	@echo "see docs/_build/html/index.html"
 
 clean:
-	rm -rf $(VENV) demo results docs/_build
+	rm -rf $(VENV) demo docs/_build
