@@ -17,7 +17,17 @@ from sentinel import ground, header
 def test_a_new_image_is_a_cog_and_comes_back_with_everything_it_says(tmp_path: Path) -> None:
     pixels = ground((700, 600))
     names = tuple(f"B{n}" for n in range(13))
-    wanted = header(13, (700, 600), np.uint16, nodata=0.0, names=names, tags={"PROCESSING_BASELINE": "05.09"})
+    wanted = header(
+        13,
+        (700, 600),
+        np.uint16,
+        nodata=0.0,
+        names=names,
+        tags={"PROCESSING_BASELINE": "05.09"},
+        band_tags=tuple({"WAVELENGTH": str(400 + n)} for n in range(13)),
+        units=("reflectance",) * 13,
+        colours=("undefined", "blue", "green", "red", *("undefined",) * 9),
+    )
     path = tmp_path / "a.tif"
     with create_cog(path, wanted) as writer:
         for row, column in ((512, 0), (0, 100), (0, 0), (512, 100)):
@@ -29,6 +39,7 @@ def test_a_new_image_is_a_cog_and_comes_back_with_everything_it_says(tmp_path: P
         assert replace(found.grid, crs="") == replace(wanted.grid, crs="")
         assert (found.nodata, found.names, found.dtype) == (0.0, names, np.uint16)
         assert found.tags["PROCESSING_BASELINE"] == "05.09"
+        assert (found.band_tags, found.units, found.colours) == (wanted.band_tags, wanted.units, wanted.colours)
         assert np.array_equal(raster.read_all(), pixels)
         assert np.array_equal(raster.read(slice(500, 530), slice(90, 120)), pixels[:, 500:530, 90:120])
     with rasterio.open(path) as file:

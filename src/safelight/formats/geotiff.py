@@ -17,7 +17,7 @@ from safelight.core.files import Limits, atomic_write
 
 try:
     import rasterio
-    from rasterio.enums import Resampling
+    from rasterio.enums import ColorInterp, Resampling
     from rasterio.errors import NotGeoreferencedWarning, RasterioError
     from rasterio.shutil import copy as copy_raster
     from rasterio.vrt import WarpedVRT
@@ -91,6 +91,10 @@ class Header:
     offsets, scales : tuple of float
         Of the bands: value = scale · number + offset; 0 and 1 where the file does not say.
     tags : mapping of str to str
+    band_tags : tuple of mapping of str to str
+        Of each band, for instance its wavelength; may be empty, as the two that follow.
+    units, colours : tuple of str
+        Of the bands: the unit of their values, and what GDAL calls their colour, for instance ``red``.
     """
 
     grid: Grid
@@ -101,6 +105,9 @@ class Header:
     offsets: tuple[float, ...]
     scales: tuple[float, ...]
     tags: Mapping[str, str]
+    band_tags: tuple[Mapping[str, str], ...] = ()
+    units: tuple[str, ...] = ()
+    colours: tuple[str, ...] = ()
 
 
 class Raster:
@@ -269,6 +276,9 @@ def _header(file: Any) -> Header:
         tuple(file.offsets),
         tuple(file.scales),
         dict(file.tags()),
+        tuple(file.tags(band) for band in file.indexes),
+        tuple(unit or "" for unit in file.units),
+        tuple(colour.name for colour in file.colorinterp),
     )
 
 
@@ -277,6 +287,12 @@ def _describe(file: Any, header: Header) -> None:
     for band, name in enumerate(header.names, start=1):
         if name:
             file.set_band_description(band, name)
+    for band, tags in enumerate(header.band_tags, start=1):
+        file.update_tags(band, **tags)
+    if any(header.units):
+        file.units = header.units
+    if header.colours:
+        file.colorinterp = [ColorInterp[colour] for colour in header.colours]
     if any(header.offsets) or any(scale != 1 for scale in header.scales):
         file.offsets, file.scales = header.offsets, header.scales
 

@@ -57,7 +57,6 @@ def clear(folder: Path, weights: Path, **options: Any) -> tuple[np.ndarray, Even
     context = Context(device, Executor.from_options(device, made, events), events, folder / "run")
     kernel = load_kernel((), made, context).value
     item = Item("clear", (made.s2, made.s1))
-    assert all(plan.fits for plan in plan_scene(item, made, context))
     record = predict_scene(item, made, context, kernel)
     with Raster(made.out) as raster:
         return raster.read_all(), events, record
@@ -71,6 +70,16 @@ def test_the_result_is_as_the_scene_was_but_for_the_clouds(tmp_path: Path, weigh
     assert np.array_equal(result == 0, numbers == 0), "missing data stays missing, and no other pixel becomes so"
     assert (result != numbers).any()
     assert {path.name for path in record.outputs} >= {"clear.tif", "clear_cloudy.png", "clear_result.png"}
+
+
+def test_a_scene_is_planned(tmp_path: Path, weights: Path) -> None:
+    scene(tmp_path)
+    made = PredictOptions(s2=tmp_path / "s2.tif", s1=tmp_path / "s1.tif", weights=weights, out=tmp_path / "clear.tif")
+    events, device = EventLog(), Device(torch.device("cpu"))
+    context = Context(device, Executor.from_options(device, made, events), events, tmp_path / "run")
+    (plan,) = plan_scene(Item("clear", (made.s2, made.s1)), made, context)
+    assert plan.fits
+    assert not made.out.exists()
 
 
 def test_tiles_give_nearly_what_the_whole_gives(tmp_path: Path, weights: Path) -> None:
@@ -93,6 +102,34 @@ def test_the_offset_of_newer_products_comes_back(tmp_path: Path, weights: Path) 
     assert "harmonised" in events.keys()
     inside = plain > 1  # darker ones were clipped
     np.testing.assert_allclose(result[inside].astype(int) - 1000, plain[inside], atol=1)
+
+
+def test_an_offset_that_is_gone_already_is_not_taken_away_again(tmp_path: Path, weights: Path) -> None:
+    scene(tmp_path)
+    plain, *_ = clear(tmp_path, weights)
+    scene(tmp_path, tags={"PROCESSING_BASELINE": "05.09"})
+    result, events, _ = clear(tmp_path, weights)
+    assert "harmonised_already" in events.keys()
+    assert np.array_equal(result, plain)
+
+
+def test_missing_pixels_of_any_value_are_no_clouds(tmp_path: Path, weights: Path) -> None:
+    numbers = scene(tmp_path)
+    plain, *_ = clear(tmp_path, weights)
+    missing = numbers == 0
+    write_optical(tmp_path / "s2.tif", np.where(missing, 65535, numbers).astype(np.uint16), nodata=65535.0)
+    result, *_ = clear(tmp_path, weights)
+    assert np.array_equal(result == 65535, missing)
+    inside = ~missing & (plain > 1)  # darker ones were clipped
+    assert np.array_equal(result[inside], plain[inside])
+
+
+def test_only_numbers_that_are_written_count_as_clipped(tmp_path: Path, weights: Path) -> None:
+    scene(tmp_path)
+    write_optical(tmp_path / "mask.tif", np.zeros((1, *SIZE), np.uint8))
+    _, events, record = clear(tmp_path, weights, keep_clear=True, mask=tmp_path / "mask.tif")
+    assert record.details["clipped"] == 0
+    assert "numbers_clipped" not in events.keys()
 
 
 @pytest.mark.parametrize("given", ["told", "classes", "probabilities"])

@@ -76,6 +76,7 @@ def test_the_offset_of_newer_products_is_taken_away_once(tmp_path: Path) -> None
         torch.testing.assert_close(patch.cloudy, plain.cloudy, rtol=0, atol=1e-7)
         torch.testing.assert_close(patch.reflectance, plain.reflectance, rtol=0, atol=1e-7)
     assert (plain.harmonised, added.harmonised, harmonised.harmonised) == ((), ("cloudy.tif",), ())
+    assert (plain.already, added.already, harmonised.already) == ((), (), ("cloudy.tif",))
 
 
 def bad_names(folder: Path) -> Triplet:

@@ -123,22 +123,23 @@ class SceneSink:
     def _finish(self, row: int, column: int, reflectance: Tensor) -> None:
         rows, columns = (slice(at, at + size) for at, size in zip((row, column), reflectance.shape[1:], strict=True))
         before = self._scene.read(rows, columns)
-        numbers = self._to_numbers(reflectance, self._scene.header)
-        numbers = np.where(before == (self._scene.header.nodata or 0), before, numbers)
+        kept = before == (self._scene.header.nodata or 0)
         if self._clouds is not None:
             clear = ~self._clouds(rows, columns)
-            numbers = np.where(clear, before, numbers)
             self.counts.kept += int(clear.sum())
+            kept |= clear
+        numbers, clipped = self._to_numbers(reflectance, self._scene.header)
+        self.counts.clipped += int((clipped & ~kept).sum())
         self.counts.written += numbers[0].size
-        self._writer.write(row, column, numbers)
+        self._writer.write(row, column, np.where(kept, before, numbers))
 
-    def _to_numbers(self, reflectance: Tensor, header: Header) -> np.ndarray:
-        """Return reflectances as the file has them; none becomes the value of pixels without data."""
+    def _to_numbers(self, reflectance: Tensor, header: Header) -> tuple[np.ndarray, np.ndarray]:
+        """Return reflectances as the file has them, and which were clipped; none becomes the value of missing data."""
         numbers = (reflectance * FULL_SCALE + self._survey.offset).round().numpy()
         limits: Any = np.iinfo(header.dtype)
-        low = 1 if not header.nodata else 0
-        self.counts.clipped += int(((numbers < low) | (numbers > limits.max)).sum())
-        return numbers.clip(low, limits.max).astype(header.dtype)
+        low, high = (1 if not header.nodata else 0), limits.max - (header.nodata == limits.max)
+        clipped = (numbers < low) | (numbers > high)
+        return numbers.clip(low, high).astype(header.dtype), clipped
 
 
 @contextmanager

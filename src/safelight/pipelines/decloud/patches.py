@@ -39,6 +39,8 @@ class Patch:
         (13, Y, X): the cloudy image, not clipped, from which clouds are told.
     harmonised : tuple of str
         Names of the files whose offset was taken away.
+    already : tuple of str
+        Names of the files whose offset was gone, though their metadata declare one.
     """
 
     cloudy: Tensor
@@ -46,6 +48,7 @@ class Patch:
     sar: Tensor
     reflectance: Tensor
     harmonised: tuple[str, ...]
+    already: tuple[str, ...]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -82,24 +85,24 @@ def read_patch(triplet: Triplet, least: int) -> Patch:
             remedy="a smaller --crop-size",
         )
     check_sar_values(triplet.sar, sar)
-    offset, clear_offset = (
-        offset_of(triplet.cloudy, cloudy_header, cloudy),
-        offset_of(triplet.clear, clear_header, clear),
-    )
+    offset, already = offset_of(triplet.cloudy, cloudy_header, cloudy)
+    clear_offset, clear_already = offset_of(triplet.clear, clear_header, clear)
     return Patch(
         normalise_optical(cloudy, offset),
         normalise_optical(clear, clear_offset),
         normalise_sar(sar),
         (torch.from_numpy(cloudy.astype(np.float32)) - offset) / FULL_SCALE,
-        tuple(p.name for p, o in ((triplet.cloudy, offset), (triplet.clear, clear_offset)) if o),
+        tuple(path.name for path, taken in ((triplet.cloudy, offset), (triplet.clear, clear_offset)) if taken),
+        tuple(path.name for path, gone in ((triplet.cloudy, already), (triplet.clear, clear_already)) if gone),
     )
 
 
-def offset_of(path: Path, header: Header, numbers: np.ndarray) -> int:
-    """Return what must be taken from the numbers: what the metadata say was added, unless it is gone already."""
+def offset_of(path: Path, header: Header, numbers: np.ndarray) -> tuple[int, bool]:
+    """Return what must be taken from the numbers, and whether it is gone though the metadata say that it was added."""
     offset = declared_offset(path, header)
     valid = numbers[CIRRUS][numbers[CIRRUS] > 0]
-    return 0 if not offset or (valid.size and is_harmonised(float(np.median(valid)))) else offset
+    already = offset > 0 and valid.size > 0 and is_harmonised(float(np.median(valid)))
+    return (0 if already else offset), already
 
 
 def check_one_grid(path: Path, header: Header, others: dict[Path, Header]) -> None:

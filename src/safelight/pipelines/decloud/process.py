@@ -84,6 +84,8 @@ def test(item: Item, options: TestOptions, context: Context, ready: Ready) -> Re
     patch = read_patch(item.payload, options.crop_size)
     for name in patch.harmonised:
         context.events.info("harmonised", name=name)
+    for name in patch.already:
+        context.events.info("harmonised_already", name=name)
     mask = middle(cloud_mask(patch.reflectance, options.cloud_threshold), options.crop_size)
     cloudy, clear, sar = (middle(image, options.crop_size) for image in (patch.cloudy, patch.clear, patch.sar))
     result = predict(ready.kernel, cloudy[None], sar[None], context.executor)[0]
@@ -273,6 +275,8 @@ def _locate(options: PredictOptions, context: Context) -> Place:
 def _say_survey(found: Survey, scene: Raster, context: Context) -> None:
     if found.offset:
         context.events.info("harmonised", name=scene.path.name)
+    if found.already:
+        context.events.info("harmonised_already", name=scene.path.name)
     if found.missing:
         context.events.warning("sar_missing", percent=100 * found.missing)
 

@@ -98,12 +98,15 @@ class Survey:
         Share of the radar image that is missing.
     levels : ShadowLevels
         Of the whole scene.
+    already : bool
+        Whether an offset that the metadata declare is gone.
     """
 
     offset: int
     fill: float
     missing: float
     levels: ShadowLevels
+    already: bool = False
 
 
 def locate(scene: Path, optical: Header, radar: Path, sar: Header, align: bool) -> Place:
@@ -156,13 +159,14 @@ def survey(scene: Raster, radar: Path, sar: SarOnScene) -> Survey:
         raise InputError("it has no data where the scene is", path=radar, expected="radar of the same place")
     check_decibels(radar, radar_sums.medians(), radar_sums.negative / radar_sums.known)
     sampled = np.concatenate(cirrus)
-    if offset and sampled.size and is_harmonised(float(np.median(sampled))):
-        offset = 0
+    already = offset > 0 and sampled.size > 0 and is_harmonised(float(np.median(sampled)))
+    offset = 0 if already else offset
     return Survey(
         offset,
         radar_sums.total / radar_sums.known,
         1 - radar_sums.known / radar_sums.pixels,
         shadow_sums.levels(offset),
+        already,
     )
 
 
@@ -250,7 +254,10 @@ class SceneSource:
         rows, columns = (
             slice(span.start, min(span.stop, size)) for span, size in zip(spans, (grid.height, grid.width), strict=True)
         )
-        optical = normalise_optical(self.scene.read(rows, columns), self.survey.offset)
+        numbers = self.scene.read(rows, columns)
+        if self.scene.header.nodata:
+            numbers[numbers == self.scene.header.nodata] = 0  # black, as missing pixels mostly are, and no cloud
+        optical = normalise_optical(numbers, self.survey.offset)
         tile = torch.cat((optical, normalise_sar(self.sar.read(rows, columns), self.survey.fill)))
         for axis, (span, part) in enumerate(zip(spans, (rows, columns), strict=True), start=1):
             if span.stop > part.stop:

@@ -145,7 +145,8 @@ class _Other:
             cause = str(self._channel.recv()) if self._channel.poll() else cause
         return WorkerError(
             f"a process that trains along cannot go on: {cause}",
-            remedy="if memory ran out, fewer --workers; the same command goes on from the last checkpoint",
+            remedy="if memory ran out, fewer --workers: the same command goes on from the last checkpoint; "
+            "in a script, if __name__ == '__main__' around what starts the run",
         )
 
     def kill(self) -> None:
