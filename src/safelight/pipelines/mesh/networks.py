@@ -152,10 +152,11 @@ class RefineNetwork(nn.Module):
     def seen(self, points: Tensor, maps: Sequence[Tensor], cameras: Cameras) -> Tensor:
         """Return what the views show at the places around every vertex, (43, samples, n, features)."""
         samples, n, _ = points.shape
-        places = (points[:, None] + self.offsets[:, None]).reshape(samples, -1, 3)
+        # In float64 as far as the pixels: with the last bit a place is at a whole pixel, where it sees nothing, or not.
+        places = (points[:, None].double() + self.offsets[:, None].double()).reshape(samples, -1, 3)
         pixels = _unit_origin_pixels(cameras, places) if self.variant.unit_origin else cameras.pixels(places)
         rule: Bilinear = "border" if self.variant.border_sampling else "tf"
-        features = over_views(places, bilinear(maps, pixels, rule))
+        features = over_views(places.to(points.dtype), bilinear(maps, pixels.to(points.dtype), rule))
         return features.view(samples, len(self.offsets), n, -1).transpose(0, 1)
 
     def _moved(self, block: Reasoning, points: Tensor, maps: Sequence[Tensor], cameras: Cameras) -> Tensor:
@@ -213,9 +214,18 @@ class LocalConvolution(GraphConvolution):
     def forward(self, x: Tensor, support: Tensor) -> Tensor:  # type: ignore[override]
         """Return (places, n, wanted) of (places, n, given)."""
         places, n, _ = x.shape
-        own = functional.linear(x, self.weights[0].T, self.bias).view(places, -1)
-        beside = (x @ self.weights[1]).view(places, -1)
+        own = _product(x, self.weights[0], self.bias).view(places, -1)
+        beside = _product(x, self.weights[1]).view(places, -1)
         return own.addmm_(support.to(own.dtype), beside).view(places, n, -1)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x·W + b, (places, n, wanted) of (places, n, given)."""
+    if x.device.type != "cpu":
+        return functional.linear(x, weight.T, bias)
+    # As a convolution of one pixel, which oneDNN computes: MKL uses half the width of an AMD processor's vectors.
+    picture = x[:, :, None].permute(0, 3, 1, 2)
+    return functional.conv2d(picture, weight.T[..., None, None], bias).permute(0, 2, 3, 1)[:, :, 0]
 
 
 def encode(encoder: nn.Module, images: Tensor, scales: range) -> list[Tensor]:
@@ -251,6 +261,6 @@ def _deform(x: Tensor, layers: nn.ModuleList, support: nn.Module) -> tuple[Tenso
 def _unit_origin_pixels(cameras: Cameras, points: Tensor) -> Tensor:
     """Return where Design B's refining network takes points to be in each view, (samples, views, n, 2)."""
     nearer = replace(cameras, origin=functional.normalize(cameras.origin, dim=-1))
-    seen = nearer.in_view(points.double())
+    seen = nearer.in_view(points)
     seen[..., 2].clamp_(max=_NEAREST_DEPTH)
-    return nearer.project(seen).to(points.dtype)
+    return nearer.project(seen)
