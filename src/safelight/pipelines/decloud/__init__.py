@@ -33,7 +33,8 @@ TRAIN = Command(
     name="train",
     help="""Train the network as published, or go on with a training that was stopped.
 
-    The folder then holds the best and the last weights and a report. Splits are by scene.
+    The folder then holds the best and the last weights and a report. Splits are by scene. With --workers, processes
+    share the images of every step, each with a GPU of its own where there are several.
 
     Example: safelight decloud train --data sen12mscr --out model --epochs 30
     """,
