@@ -173,6 +173,12 @@ def test_normalisation_has_the_published_epsilon() -> None:
     assert {norm.eps for norm in norms} == {1e-5}
 
 
+def test_the_first_biases_by_position_are_small() -> None:
+    """A normal distribution of 0.02, cut off; all else begins as PyTorch does."""
+    tables = torch.cat([t.flatten() for n, t in GLFCR(SMALL).state_dict().items() if n.endswith("bias_table")])
+    assert tables.std().item() == pytest.approx(0.02, rel=0.05)
+
+
 def test_every_weight_gets_a_gradient_but_those_that_cannot() -> None:
     net = lively().train()
     net(*images()).square().mean().backward()

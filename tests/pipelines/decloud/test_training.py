@@ -17,6 +17,7 @@ from safelight.core.execute import Executor
 from safelight.core.memory import VirtualDevice
 from safelight.pipelines.decloud.footprint import plan_step
 from safelight.pipelines.decloud.network import GLFCR, Architecture
+from safelight.pipelines.decloud.patches import Patch
 from safelight.pipelines.decloud.training import Trained, Training, TrainingSettings, rate_at, start_model
 from safelight.pipelines.decloud.triplets import Triplet, read_data_set
 from sentinel import write_triplet
@@ -81,6 +82,21 @@ def test_the_rate_is_the_published_one() -> None:
     assert rates[16:21] == [1.25e-5] * 5
     assert rates[21:26] == [6.25e-6] * 5
     assert rates[26:] == [3.125e-6] * 4
+
+
+def test_a_crop_may_lie_anywhere_and_in_eight_orientations(triplets: tuple[Triplet, ...]) -> None:
+    chosen = TrainingSettings(crop_size=32, augment=True)
+    training = Training(start_model(TINY, 0), triplets, (), chosen, CPU, Executor(CPU, EventLog()))
+    place = torch.arange(48 * 48.0).view(1, 48, 48)
+    patch = Patch(place, place, place, place, (), ())
+    corners, orientations = set(), set()
+    for draws in torch.rand((2000, 3), generator=torch.Generator().manual_seed(0)).tolist():
+        crop, *others = training._crop(patch, draws)
+        assert all(torch.equal(crop, other) for other in others)
+        corners.add(divmod(int(crop.min()), 48))
+        orientations.add((int(crop[0, 0, 1] - crop[0, 0, 0]), int(crop[0, 1, 0] - crop[0, 0, 0])))
+    assert corners == {(y, x) for y in range(17) for x in range(17)}
+    assert len(orientations) == 8
 
 
 def test_two_images_are_overfitted_within_a_small_budget(triplets: tuple[Triplet, ...]) -> None:
