@@ -141,14 +141,14 @@ def lookups(network: RefineNetwork, rule: Callable[[Tensor, Tensor], Tensor]) ->
     cameras = three_cameras()
     maps = [torch.rand(1, 3, SIDE >> scale, SIDE >> scale, CHANNELS[scale]) for scale in REFINE_SCALES]
     of_views = [[values[0, view].permute(2, 0, 1).contiguous() for values in maps] for view in range(3)]
-    places = (vertices + network.offsets[:, None]).reshape(1, -1, 3)
+    places = (vertices.double() + network.offsets[:, None].double()).reshape(1, -1, 3)
 
     def plain() -> NDArray[np.float64]:
-        views = zip(of_views, cameras.pixels(places)[0], strict=True)
+        views = zip(of_views, cameras.pixels(places)[0].float(), strict=True)
         features = torch.stack([torch.cat([rule(each, pixels) for each in view], dim=1) for view, pixels in views])
         mean = features.mean(dim=0)
         spread = ((features - mean).square().mean(dim=0) + SPREAD).sqrt()
-        return as_array(torch.cat([places[0], features.amax(dim=0), mean, spread], dim=1))
+        return as_array(torch.cat([places[0].float(), features.amax(dim=0), mean, spread], dim=1))
 
     def ours() -> NDArray[np.float64]:
         parts = [network.seen(part, maps, cameras) for part in vertices.split(IN_CACHE, dim=1)]
