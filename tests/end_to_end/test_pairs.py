@@ -118,6 +118,7 @@ def test_the_samples_are_aligned_to_a_fraction_of_a_pixel(shared: Path, tmp_path
     for name, line in lines.items():
         assert line["status"] == "ok", name
         assert line["shift"] == pytest.approx(truth[name]["shift"], abs=SHIFT_ERROR), name
+        assert line["raw_gain"] == pytest.approx(1 / truth[name]["exposure"], rel=0.022), name
         inserted = truth[name]["object_in_target"]
         if inserted:
             assert _overlap_of(tmp_path / "pairs" / line["mask"], inserted) >= OBJECT_IOU, name

@@ -125,12 +125,24 @@ def test_clipping_is_that_of_each_colour(scene: Floats, executor: Executor) -> N
     np.testing.assert_array_equal((bits & CLIPPED_ANCHOR) > 0, expected)
 
 
+def test_no_speck_within_what_moved_is_kept(scene: Floats, executor: Executor) -> None:
+    clean, noisy = pair(scene, BAYER["RGGB"], (0, 0), full_well=LOW, light=0.6)
+    speck = (slice(150, 152), slice(230, 232))
+    unchanged = noisy.mosaic[speck].copy()
+    noisy.mosaic[OBJECT] = noisy.mosaic[OBJECT] // 2 + 4000
+    noisy.mosaic[speck] = unchanged
+    assert (bits_of(clean, noisy, executor)[OBJECT] & MOVED).all()
+
+
 @pytest.mark.parametrize("method", ["noise", "upstream"])
 @PATTERNS
 def test_rows_are_the_same_in_parts_of_any_size(
     pattern: Pattern, method: MaskMethod, executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean, noisy = pair(texture(800, 300, 1), pattern, SHIFT, full_well=200.0)
+    generator = np.random.default_rng(0)
+    for y, x in zip(*(generator.integers(0, size - 8, 150) for size in noisy.mosaic.shape), strict=True):
+        noisy.mosaic[y : y + 8, x : x + 8] += 900
     found = []
     for rows in (1000, 64):
         monkeypatch.setattr("safelight.pipelines.pairs.masks.PART_ROWS", rows)
