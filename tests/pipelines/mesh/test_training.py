@@ -20,11 +20,12 @@ from safelight.core.events import EventLog
 from safelight.core.execute import Executor
 from safelight.core.memory import VirtualDevice
 from safelight.pipelines.mesh.camera_files import from_rows
+from safelight.pipelines.mesh.cameras import Cameras
 from safelight.pipelines.mesh.dataset import Rendered, find_objects
 from safelight.pipelines.mesh.examples import read_example
 from safelight.pipelines.mesh.hypotheses import icosahedron
 from safelight.pipelines.mesh.losses import TERMS
-from safelight.pipelines.mesh.networks import CoarseNetwork
+from safelight.pipelines.mesh.networks import CoarseNetwork, unpool
 from safelight.pipelines.mesh.options import DataOptions
 from safelight.pipelines.mesh.sampling import bilinear, over_views
 from safelight.pipelines.mesh.stages import Blocks, CoarseStage, RefineStage, Stage, decayed, start_coarse, start_refine
@@ -88,6 +89,15 @@ def refine_stage() -> RefineStage:
     return RefineStage(start_refine(coarse, 0), coarse, TEMPLATE)
 
 
+class Undeformed(CoarseNetwork):
+    """Stands in for a coarse network that has learnt: gives the template as it is."""
+
+    def forward(self, images: torch.Tensor, cameras: Cameras) -> tuple[torch.Tensor, ...]:
+        first = self.coordinates.expand(len(images), -1, -1)
+        second = unpool(first, self.get_buffer("edges1"))
+        return first, second, unpool(second, self.get_buffer("edges2"))
+
+
 def full_stage() -> CoarseStage:
     template = ellipsoid()
     return CoarseStage(start_coarse(template, Variant(own_views=True), 0), template)
@@ -131,6 +141,14 @@ def test_one_object_is_learnt(objects: tuple[Rendered, ...]) -> None:
     result, _ = trained(objects[:1], steps=9, validate_every=3)
     assert result.curve.steps == [3, 6, 9]
     assert result.curve.loss[-1] < result.curve.loss[0] / 4
+
+
+def test_refining_brings_a_mesh_nearer(objects: tuple[Rendered, ...]) -> None:
+    coarse = Undeformed(TEMPLATE)
+    stage = RefineStage(start_refine(seen_network(), 0), coarse, TEMPLATE)
+    result, _ = trained(objects[:1], stage, steps=10, validate_every=2, learning_rate=1e-3)
+    assert min(result.curve.loss) < 0.85 * result.curve.loss[0]
+    assert min(result.curve.chamfer) < 0.85 * result.curve.chamfer[0]
 
 
 def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path: Path, objects: tuple[Rendered, ...]) -> None:
