@@ -47,6 +47,14 @@ def test_a_new_image_is_a_cog_and_comes_back_with_everything_it_says(tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == ["a.tif"], "no draft is left"
 
 
+def test_statistics_of_the_pixels_are_no_tags(tmp_path: Path) -> None:
+    write_geotiff(tmp_path / "a.tif", ground((20, 20)), header(13, (20, 20), np.uint16))
+    with rasterio.open(tmp_path / "a.tif", "r+", IGNORE_COG_LAYOUT_BREAK="YES") as file:
+        file.update_tags(1, STATISTICS_MEAN="7", WAVELENGTH="443")
+    with Raster(tmp_path / "a.tif") as raster:
+        assert raster.header.band_tags[0] == {"WAVELENGTH": "443"}
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), create_cog(tmp_path / "a.tif", header(1, (8, 8), np.uint8)):
         _ = 1 / 0

@@ -276,10 +276,15 @@ def _header(file: Any) -> Header:
         tuple(file.offsets),
         tuple(file.scales),
         dict(file.tags()),
-        tuple(file.tags(band) for band in file.indexes),
+        tuple(_without_statistics(file.tags(band)) for band in file.indexes),
         tuple(unit or "" for unit in file.units),
         tuple(colour.name for colour in file.colorinterp),
     )
+
+
+def _without_statistics(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return a band's tags without what GDAL has computed of its pixels: it would be wrong for other ones."""
+    return {name: value for name, value in tags.items() if not name.startswith("STATISTICS_")}
 
 
 def _describe(file: Any, header: Header) -> None:

@@ -9,12 +9,12 @@ are those of published checkpoints.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from safelight.core.device import full_precision
 from safelight.core.options import Settings
 from safelight.kernels.dynamic_filter import dynamic_filter
 
@@ -378,13 +378,6 @@ def from_windows(tokens: Tensor, size: torch.Size, shift: int) -> Tensor:
     x = tokens.view(-1, down, across, WINDOW, WINDOW, tokens.shape[-1])
     x = x.permute(0, 5, 1, 3, 2, 4).reshape(-1, tokens.shape[-1], *size)
     return x.roll((shift, shift), (2, 3)) if shift else x
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context without mixed precision."""
-    if not torch.amp.is_autocast_available(device.type):  # meta
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 def _parts(windows: int, regions: Tensor | None, step: int) -> Iterator[tuple[slice, Tensor | None]]:

@@ -144,8 +144,11 @@ def train(item: Item, options: TrainOptions, context: Context, _: None) -> Recor
 def _train(data: DataSet, options: TrainOptions, context: Context, team: Team) -> Trained:
     """Train as the first process of a team, which says how it goes and keeps the checkpoint."""
     executor = context.executor
+    device = str(context.device.torch_device)
+    if team.size < options.workers:
+        context.events.warning("workers_limited", workers=team.size, wanted=options.workers, device=device)
     if team.size > 1:
-        context.events.info("training_shared", processes=team.size, device=str(context.device.torch_device))
+        context.events.info("training_shared", processes=team.size, device=device)
         executor = Executor.from_options(context.device, options, context.events, team.size)
     settings = _settings(options)
     training = Training(_start(options), data.of("train"), data.of("val"), settings, context.device, executor, team)
@@ -157,11 +160,10 @@ def _train(data: DataSet, options: TrainOptions, context: Context, team: Team) -
         epochs=settings.epochs,
         batch=settings.batch_size,
     )
-    context.events.debug("plan", **training.plan.describe())
-    if training.plan.rows < settings.batch_size:
-        context.events.info(
-            "gpu_chunking_rows", kernel=training.plan.kernel, rows=training.plan.rows, extent=settings.batch_size
-        )
+    plan = training.plan
+    context.events.debug("plan", **plan.describe())
+    if plan.rows < plan.extent:
+        context.events.info("gpu_chunking_rows", kernel=plan.kernel, rows=plan.rows, extent=plan.extent)
     return training.run(
         context.folder / CHECKPOINT,
         lambda epoch, curve: _say_epoch(epoch, curve, settings.epochs, context),
@@ -179,7 +181,8 @@ def _train_along(options: TrainOptions, device: Device, team: Team) -> None:
 
 def plan_train(item: Item, options: TrainOptions, context: Context) -> list[Plan]:
     """Return the memory plan of a training step."""
-    return [plan_step(_start(options).architecture, options.batch_size, options.crop_size, context.executor)]
+    share = -(-options.batch_size // options.workers)
+    return [plan_step(_start(options).architecture, share, options.crop_size, context.executor)]
 
 
 def _settings(options: TrainOptions) -> TrainingSettings:

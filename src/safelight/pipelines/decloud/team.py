@@ -177,7 +177,7 @@ def _take_part(team: Team, meeting: Path, options: CommonOptions, part: Part, ch
 def _joined(team: Team, device: Device, meeting: Path) -> Iterator[Team]:
     backend = "nccl" if device.kind == "cuda" else "gloo"
     if device.kind == "cuda":
-        torch.cuda.set_device(device.torch_device)
+        torch.cuda.set_device(device.torch_device.index or 0)
     distributed.init_process_group(backend, init_method=meeting.as_uri(), rank=team.rank, world_size=team.size)
     try:
         yield team

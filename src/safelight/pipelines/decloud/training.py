@@ -118,7 +118,8 @@ class Training:
         self._trained = [parameter for parameter in self._network.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.Adam(self._trained, settings.learning_rate)
         self._start = start
-        self.plan = plan_step(start.architecture, settings.batch_size, settings.crop_size, executor)
+        share = len(team.share(range(settings.batch_size)))
+        self.plan = plan_step(start.architecture, share, settings.crop_size, executor)
         self._at_once = self.plan.rows
         self._epoch, self._step = 0, 0
         self._total, self._images = 0.0, 0
