@@ -60,6 +60,18 @@ def test_any_chunk_size_gives_the_same_bits_at_the_seams_too(
     assert torch.equal(sink.result, blur_rows(source.tensor))
 
 
+@pytest.mark.parametrize(("budget", "said"), [(1 << 40, []), (0, ["gpu_chunking_rows"])])
+def test_fewer_rows_are_said_only_where_memory_is_why(
+    source: TensorSource, cache: Corrections, budget: int, said: list[str]
+) -> None:
+    smallest = Executor(CPU, EventLog(), corrections=cache).plan(BLUR, source).smallest_bytes
+    events, sink = EventLog(), TensorSink(ROWS)
+    executor = Executor(CPU, events, budget=Budget(max(budget, smallest), "memory_limit"), corrections=cache)
+    executor.map(BLUR, source, sink, most_rows=200)
+    assert torch.equal(sink.result, blur_rows(source.tensor))
+    assert [key for key in events.keys() if key == "gpu_chunking_rows"] == said
+
+
 class DeviceSink(TensorSink):
     """Results that stay on the device, which the CPU plays, until they have to leave."""
 

@@ -123,6 +123,13 @@ class Device:
         }
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context without mixed precision, for the parts of a network that cannot do with less."""
+    if not torch.amp.is_autocast_available(device.type):  # meta
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def compiled_graphs() -> int:
     """Return how many graphs torch.compile has captured in this process."""
     dynamo = sys.modules.get("torch._dynamo.utils")  # not loaded before anything was compiled, and slow to load

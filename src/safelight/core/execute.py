@@ -1,7 +1,7 @@
 """The guard: runs kernels over extents of any size in whatever memory there is.
 
 The ladder, one event per step: smaller chunks → accumulators to the host → the CPU, going on at the chunk that
-failed → an error that says the smallest amount that would have worked. This is the only place that catches
+failed → an error that says the smallest amount that would have worked. This is the only place that goes on after
 out-of-memory. A retry always happens outside the ``except`` block: an exception keeps every frame's tensors alive.
 """
 
@@ -305,7 +305,7 @@ class Executor:
         extent = job.source.extent
         largest, measure = extent, True
         while start < extent:
-            if plan.rows < extent and start == 0:
+            if plan.rows < plan.wanted and start == 0:
                 self.events.info("gpu_chunking_rows", kernel=plan.kernel, rows=plan.rows, extent=extent)
             start, failure = self._run_chunks(job, stage, plan, ready, start, measure)
             if failure is None:

@@ -61,6 +61,8 @@ class Plan:
     budget : Budget
     smallest : int
         Fewest rows that a chunk can have.
+    wanted : int
+        Rows that a chunk would have if there were memory without end.
     """
 
     kernel: str
@@ -72,6 +74,7 @@ class Plan:
     cost: Cost
     budget: Budget
     smallest: int
+    wanted: int
 
     def chunk(self, start: int) -> Chunk:
         """Return the chunk that starts at a row."""
@@ -169,9 +172,18 @@ def make_plan(
     if host is not None:
         room = min(room, host.bytes // (2 * cost.input_row))
     fitting = source.extent if room >= source.extent else _aligned(room - 2 * kernel.halo, smallest)
-    rows = fitting if most_rows is None else min(fitting, _aligned(most_rows, smallest))
+    wanted = source.extent if most_rows is None else min(source.extent, _aligned(most_rows, smallest))
     return Plan(
-        kernel.name, str(device.torch_device), source.extent, rows, kernel.halo, dry_run, cost, budget, smallest
+        kernel=kernel.name,
+        device=str(device.torch_device),
+        extent=source.extent,
+        rows=min(fitting, wanted),
+        halo=kernel.halo,
+        dry_run=dry_run,
+        cost=cost,
+        budget=budget,
+        smallest=smallest,
+        wanted=wanted,
     )
 
 

@@ -34,7 +34,10 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """Where results go, each row exactly once, in order."""
+    """Where results go, each row exactly once, in order.
+
+    A ``write`` during which memory runs out comes again: it must leave nothing half-done that counts twice.
+    """
 
     def write(self, start: int, stop: int, result: Tensor) -> None:
         """Take the result of rows ``start`` to ``stop``, on the CPU."""

@@ -130,7 +130,7 @@ def overexposure_bound(frame: RawFrame) -> float:
 def write_lines(path: Path, lines: Sequence[Line]) -> None:
     """Write lines of JSON, in the order of the names of their frames."""
     ordered = sorted(lines, key=lambda line: (line["gt"], line["noisy"]))
-    text = "".join(f"{json.dumps(line, ensure_ascii=False, allow_nan=False)}\n" for line in ordered)
+    text = "".join(f"{json.dumps(line, allow_nan=False)}\n" for line in ordered)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
