@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from safelight.core.kernel import KernelInfo, Sample
 from safelight.kernels.gaussian import gaussian_filter
@@ -42,8 +42,8 @@ def ecc_shift(pairs: Tensor, start: Tensor) -> Tensor:
         (n, 3): dy, dx, and the correlation there.
     """
     smooth = gaussian_filter(pairs, SMOOTHING)
-    anchor = smooth[:, 0, None]
-    target = _centred(_inside(smooth[:, 1, None], _EDGE))
+    anchor = smooth[:, 0]
+    target = _centred(_inside(smooth[:, 1], _EDGE))
     at = start
     for _ in range(STEPS):
         warped, slopes = _warped(anchor, at)
@@ -55,36 +55,42 @@ def ecc_shift(pairs: Tensor, start: Tensor) -> Tensor:
 
 def _step(warped: Tensor, slopes: Tensor, target: Tensor) -> Tensor:
     """Return what raises the correlation most, (n, 2), in the first order: equations 14 to 16."""
-    curvature = slopes @ slopes.mT
-    of_anchor, of_target = (slopes @ image[:, :, None] for image in (warped, target))
-    inverse = _inverse(curvature)
-    known = inverse @ of_anchor
-    energy = warped.square().sum(1) - (of_anchor * known).sum((1, 2))
-    shared = (warped * target).sum(1) - (of_target * known).sum((1, 2))
+    of_anchor, of_target = ((slopes * image[:, None]).sum(2) for image in (warped, target))
+    known = _solved(slopes, of_anchor)
+    energy = warped.square().sum(1) - (of_anchor * known).sum(1)
+    shared = (warped * target).sum(1) - (of_target * known).sum(1)
     contrast = energy / torch.where(shared.abs() < _TINY, _TINY, shared)
-    error = contrast[:, None, None] * of_target - of_anchor
-    return (inverse @ error)[..., 0]
+    return _solved(slopes, contrast[:, None] * of_target - of_anchor)
 
 
-def _inverse(matrices: Tensor) -> Tensor:
-    """Return inverses of (n, 2, 2), without the solver, whose answer must be read from the device."""
-    (a, b), (c, d) = matrices[:, 0].unbind(1), matrices[:, 1].unbind(1)
-    determinant = (a * d - b * c).clamp(min=_TINY)
-    return torch.stack((d, -b, -c, a), dim=1).view(-1, 2, 2) / determinant[:, None, None]
+def _solved(slopes: Tensor, right: Tensor) -> Tensor:
+    """Return what the curvature of the slopes, two by two, makes the right side of: (n, 2)."""
+    down, across = slopes.unbind(1)
+    a, b, d = (down * down).sum(1), (down * across).sum(1), (across * across).sum(1)
+    y, x = right.unbind(1)
+    determinant = (a * d - b * b).clamp(min=_TINY)
+    return torch.stack((d * y - b * x, a * x - b * y), dim=1) / determinant[:, None]
 
 
 def _warped(anchor: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     """Return the anchor's inside at a shift, centred, (n, pixels), and its slopes along y and x, (n, 2, pixels)."""
     places = torch.arange(-REACH, REACH + 1, device=at.device)
     rows, columns = _cubic(places - at[:, :1]), _cubic(places - at[:, 1:])
-    n = len(anchor)
-    # Each pair has weights of its own: a group each of one convolution.
-    image = nn.functional.conv2d(anchor.transpose(0, 1), rows.view(n, 1, -1, 1), groups=n)
-    image = nn.functional.conv2d(image, columns.view(n, 1, 1, -1), groups=n).transpose(0, 1)
+    image = _weighed(_weighed(anchor, rows, 1), columns, 2)
     down = 0.5 * (image[..., 2:, 1:-1] - image[..., :-2, 1:-1])
     across = 0.5 * (image[..., 1:-1, 2:] - image[..., 1:-1, :-2])
     slopes = torch.stack((_centred(down), _centred(across)), dim=1)
     return _centred(_inside(image, 1)), slopes
+
+
+def _weighed(images: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """Correlate an axis of (n, height, width) with weights of each image, (n, k), without padding."""
+    # A sum of shifted views: no library may choose less precision for it, as for a convolution.
+    size = images.shape[axis] - weights.shape[1] + 1
+    total = images.narrow(axis, 0, size) * weights[:, 0, None, None]
+    for place in range(1, weights.shape[1]):
+        total.addcmul_(images.narrow(axis, place, size), weights[:, place, None, None])
+    return total
 
 
 def _cubic(distance: Tensor) -> Tensor:
