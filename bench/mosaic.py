@@ -148,7 +148,9 @@ def part_reproject(data: Path) -> Measured:
         mosaic_reproject.make_input(folder, min(data.glob("s1/*.wcs.txt")), factor=1.46)
         runs, _ = mosaic_reproject.measure(folder, names, repeats=3)
         error, _ = mosaic_reproject.mapping_error(folder)
-    middle = {key: {part: _median(entries, part) for part in ("seconds", "extra")} for key, entries in runs.items()}
+    middle = {
+        key: {part: _median(entries, part) for part in ("seconds", "cpu", "extra")} for key, entries in runs.items()
+    }
     return middle | {"error": error}
 
 

@@ -181,3 +181,19 @@ def test_every_limit_of_the_options_reaches_the_rejection() -> None:
     found = rejection_of(options(rejection="linear_fit_clip", reject_lowest=2, reject_highest=3, **limits))
     assert found == Rejection("linear_fit_clip", drop_low=2, drop_high=3, **limits)
     assert rejection_of(options(rejection="median")).method == "none"
+
+
+def test_a_pixel_counts_for_what_its_radial_weight_says(tmp_path: Path) -> None:
+    """A plane beside the channel holds the weights, NaN where the frame has no pixel."""
+    generator, made = np.random.default_rng(2), []
+    for name, weight in (("a", 1.0), ("b", 0.25)):
+        values = np.stack([generator.normal(SKY, NOISE, (90, 70)), np.full((90, 70), weight)], axis=1)
+        made.append(frame(tmp_path, name, values))
+    changed(made[1], np.s_[10:20, :, :5], np.nan)
+    made = [RegisteredFrame(of.name, of.path, of.shape, of.noise[:1], of.fwhm) for of in made]
+    planes = stacked(made, normalisation="none", rejection="none", weighting="none")
+    first, second = (torch.from_numpy(of.window(0, slice(None), slice(None))) for of in made)
+    expected = torch.where(second.isnan(), first, (first + 0.25 * second) / 1.25)
+    torch.testing.assert_close(planes["image"], expected[None])
+    assert planes["n_eff"][0, 0, 60] == pytest.approx(1.25**2 / (1 + 0.25**2))
+    assert (planes["n_eff"][0, 10:20, :5] == 1).all()

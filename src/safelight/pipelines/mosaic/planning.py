@@ -49,7 +49,8 @@ def plan(item: Item, options: RunOptions, context: Context) -> tuple[Plan, ...]:
     context.events.info(
         "stack_planned", frames=len(frames), width=first.width, height=first.height, channels=first.colours, side=side
     )
-    context.events.info("memory_besides", besides_bytes=bytes_besides(frames, (side, side)))
+    fine = ceil(side * (options.drizzle or 1))
+    context.events.info("memory_besides", besides_bytes=bytes_besides(frames, (fine, fine)))
     with torch.device("meta"):  # sizes are all that a plan needs
         planes = first.colours + has_weights(options)
         image = torch.empty(planes, first.height, first.width)
@@ -61,7 +62,6 @@ def plan(item: Item, options: RunOptions, context: Context) -> tuple[Plan, ...]:
     coadd = coadd_kernel(rejects=options.final_assembly == "reproject_coadd")
     jobs = [(resampling(image, side, options.interpolation), coordinates), (stack, samples), (coadd, tiles)]
     if options.drizzle:
-        fine = ceil(side * options.drizzle)
         with torch.device("meta"):
             drizzled = torch.empty(fine, len(PLANES), first.colours, fine)
             tiles = torch.empty(fine, len(LAYERS), first.colours, fine, 1)
