@@ -41,11 +41,17 @@ class TrainingStep(Net):
         return result.detach()
 
 
+class Rolled(Net):
+    def forward(self, rows: Tensor) -> Tensor:
+        return super().forward(rows.roll((2, 3), (2, 3)).mT.roll(1, -1))
+
+
 KERNELS = [
     Kernel("sort", lambda rows: rows.sort(-1).values),
     Kernel("spectrum", lambda rows: torch.fft.rfft2(rows).abs()),
     Kernel("weigh", lambda rows, weights: (rows.flatten(1) @ weights).relu(), (torch.rand(32 * 32, 50),)),
     ModuleKernel("evaluated", Net().eval()),
+    ModuleKernel("rolled", Rolled().eval()),
     ModuleKernel("trained", TrainingStep()),
 ]
 

@@ -192,6 +192,7 @@ _SHAPES: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.native_batch_norm.default: _batch_norm,
     torch.ops.aten.native_batch_norm_backward.default: _batch_norm_backward,
     torch.ops.aten.threshold_backward.default: _like,
+    torch.ops.aten.roll.default: _like,
 }
 
 
