@@ -63,18 +63,18 @@ def common(folder: Path) -> list[str]:
     return ["--device", "cpu", "--quiet", "--results", str(folder / "results")]
 
 
-def views(folder: Path, numbers: tuple[int, ...] = (1, 2, 3)) -> list[str]:
+def views(folder: Path, numbers: tuple[int, ...] = (1, 2, 3), cameras: str = "cameras.txt") -> list[str]:
     pictures = [str(folder / f"{number}.png") for number in numbers]
-    return ["--views", *pictures, "--cameras", str(folder / "cameras.txt")]
+    return ["--views", *pictures, "--cameras", str(folder / cameras)]
 
 
 def weights(folder: Path, *stages: str) -> list[str]:
     return ["--weights", *(str(folder / f"{stage}.safetensors") for stage in stages)]
 
 
-def predict(folder: Path, out: Path, *more: str) -> int:
+def predict(folder: Path, out: Path, *more: str, cameras: str = "cameras.txt") -> int:
     both = weights(folder, "coarse", "refine")
-    return run(["mesh", "predict", *views(folder), *both, "--out", str(out), *common(folder), *more])
+    return run(["mesh", "predict", *views(folder, cameras=cameras), *both, "--out", str(out), *common(folder), *more])
 
 
 def test_views_become_a_mesh_with_a_report(folder: Path, tmp_path: Path) -> None:
@@ -129,6 +129,36 @@ def test_the_world_is_upright(folder: Path, tmp_path: Path) -> None:
     upwards = np.cos(elevation) * np.array([0, 1, 0]) - np.sin(elevation) * level
     axes = np.stack([np.cross(upwards, backwards), upwards, backwards])
     np.testing.assert_allclose(world, (camera @ axes + distance * backwards) / 0.57, atol=1e-5)
+
+
+def write_frames(folder: Path, name: str) -> str:
+    """Write the three cameras of the text as a transforms.json of the same world."""
+    pictures = [folder / f"{number}.png" for number in (1, 2, 3)]
+    cameras = read_cameras(folder / "cameras.txt", pictures, 248.0)
+    frames = []
+    for axes, origin in zip(cameras.axes[0].numpy(), cameras.origin[0].numpy(), strict=True):
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[:3, 3] = axes.T, origin
+        frames.append({"transform_matrix": matrix.tolist()})
+    (folder / name).write_text(json.dumps({"w": 224, "h": 224, "fl_x": 248, "frames": frames}))
+    return name
+
+
+def test_the_world_of_a_transforms_json_keeps_its_scale(folder: Path, tmp_path: Path) -> None:
+    """Seen from the cameras in the file, the mesh is where it is in the photographs."""
+    cameras = write_frames(folder, "transforms.json")
+    assert predict(folder, tmp_path / "text.obj", "--frame", "world") == 0
+    assert predict(folder, tmp_path / "json.obj", "--frame", "world", cameras=cameras) == 0
+    of_text, of_json = (read_mesh(tmp_path / f"{kind}.obj").vertices for kind in ("text", "json"))
+    np.testing.assert_allclose(of_json, 0.57 * of_text, atol=1e-5)
+
+
+def test_a_focal_length_beside_a_transforms_json_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cameras = write_frames(folder, "transforms.json")
+    assert predict(folder, tmp_path / "a.obj", "--focal", "300", cameras=cameras) == 2
+    assert "transforms.json says it itself" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

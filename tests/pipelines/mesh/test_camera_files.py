@@ -130,3 +130,31 @@ def test_frames_that_are_no_cameras(tmp_path: Path, rows: Cameras) -> None:
     ):
         with pytest.raises(InputError, match=problem):
             read_cameras(written(tmp_path, wrong, fl_x=9), VIEWS, 1)
+
+
+MIRRORED = np.diag([-1.0, 1.0, 1.0, 1.0])
+NOWHERE = np.eye(4)
+NOWHERE[0, 3] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"w": 0}, "w is 0"),
+        ({"fl_x": -4}, "focal length is -4"),
+        ({"fl_x": float("nan")}, "focal length is nan"),
+        ({"cx": float("inf")}, "principal point"),
+        ({"transform_matrix": MIRRORED.tolist()}, "no rotation"),
+        ({"transform_matrix": NOWHERE.tolist()}, "a camera is nowhere"),
+    ],
+)
+def test_a_camera_that_cannot_be_is_refused(tmp_path: Path, changed: dict[str, Any], problem: str) -> None:
+    frame = {"w": SIZE, "h": SIZE, "fl_x": FOCAL, "transform_matrix": np.eye(4).tolist(), **changed}
+    with pytest.raises(InputError, match=problem):
+        read_cameras(written(tmp_path, [frame]), VIEWS[:1], FOCAL)
+
+
+def test_an_angle_of_view_of_nothing_is_refused(tmp_path: Path) -> None:
+    frame = {"camera_angle_x": 0, "transform_matrix": np.eye(4).tolist()}
+    with pytest.raises(InputError, match="camera_angle_x is 0"):
+        read_cameras(written(tmp_path, [frame]), VIEWS[:1], FOCAL)

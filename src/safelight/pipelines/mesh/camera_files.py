@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from safelight.core.errors import InputError
-from safelight.pipelines.mesh.cameras import SIDE, Cameras, orbiting
+from safelight.pipelines.mesh.cameras import SIDE, WORLD_SCALE, Cameras, orbiting
+from safelight.pipelines.mesh.options import FRAMES_SUFFIX
 
 _COLUMNS = 5
 """Azimuth, elevation, yaw, distance, field of view; the renderer ignores the last."""
@@ -50,12 +51,17 @@ def read_cameras(path: Path, views: Sequence[Path], focal: float) -> Cameras:
         raise InputError("there is no such file of cameras", path=path)
     if path.stat().st_size > _LARGEST:
         raise InputError("is too large for a file of cameras", path=path)
-    if path.suffix.lower() == ".json":
+    if path.suffix.lower() == FRAMES_SUFFIX:
         return _from_frames(path, views)
     rows = read_rows(path)
     if len(rows) != len(views):
         raise _other_number(path, len(rows), len(views))
     return from_rows(rows[None], focal)
+
+
+def world_scale(path: Path) -> float:
+    """Return the scale of meshes to the world of a file of cameras: rows are of ShapeNet's, frames of their own."""
+    return 1.0 if path.suffix.lower() == FRAMES_SUFFIX else WORLD_SCALE
 
 
 def from_rows(rows: NDArray[np.float64], focal: float) -> Cameras:
@@ -101,7 +107,7 @@ def _from_frames(path: Path, views: Sequence[Path]) -> Cameras:
         chosen = [_frame_of(path, frames, view, number, len(views)) for number, view in enumerate(views)]
         poses = [_pose(frame) for frame in chosen]
         lenses = [_lens({**document, **frame}) for frame in chosen]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(
             f"cannot be read as cameras ({type(error).__name__}: {error})",
             path=path,
@@ -138,23 +144,42 @@ def _pose(frame: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.flo
     else:
         turn = np.asarray(frame["R"], np.float64).reshape(3, 3)
         axes, origin = _OPENCV @ turn, -turn.T @ np.asarray(frame["t"], np.float64).reshape(3)
-    if not np.allclose(axes @ axes.T, np.eye(3), atol=1e-3):
+    if not np.allclose(axes @ axes.T, np.eye(3), atol=1e-3) or np.linalg.det(axes) < 0:
         raise ValueError("a matrix is no rotation")
+    if not np.isfinite(origin).all():
+        raise ValueError("a camera is nowhere")
     return axes, origin
 
 
 def _lens(frame: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return focal length and principal point, x and y, in pixels of 224."""
-    width, height = float(frame["w"]), float(frame["h"])
+    width, height = _positive("w", frame["w"]), _positive("h", frame["h"])
     if "K" in frame:
         matrix = np.asarray(frame["K"], np.float64).reshape(3, 3)
         across, down, x, y = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
     else:
-        across = float(frame["fl_x"] if "fl_x" in frame else width / 2 / math.tan(frame["camera_angle_x"] / 2))
+        across = float(frame["fl_x"]) if "fl_x" in frame else width / 2 / math.tan(_angle(frame) / 2)
         down = float(frame.get("fl_y", across))
         x, y = float(frame.get("cx", width / 2)), float(frame.get("cy", height / 2))
+    across, down = _positive("focal length", across), _positive("focal length", down)
+    if not math.isfinite(x + y):
+        raise ValueError("a principal point is not finite")
     sides = SIDE / width, SIDE / height
     return (across * sides[0], down * sides[1]), (x * sides[0], y * sides[1])
+
+
+def _angle(frame: Mapping[str, Any]) -> float:
+    angle = _positive("camera_angle_x", frame["camera_angle_x"])
+    if angle >= math.pi:
+        raise ValueError(f"camera_angle_x is {angle:g}, and not below π")
+    return angle
+
+
+def _positive(name: str, value: Any) -> float:
+    number = float(value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} is {number:g}, and not above 0")
+    return number
 
 
 def _other_number(path: Path, cameras: int, views: int) -> InputError:

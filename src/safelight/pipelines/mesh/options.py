@@ -12,6 +12,8 @@ from safelight.pipelines.mesh.variant import CoarseVariant, RefineVariant, depar
 
 POINTS_SUFFIX = ".xyz"
 MESH_SUFFIXES = (".glb", ".obj", ".ply", POINTS_SUFFIX)
+FRAMES_SUFFIX = ".json"
+"""Of files of cameras that say their lenses; rows of text do not."""
 Frame = Literal["camera", "world"]
 Stage = Literal["coarse", "refine"]
 
@@ -44,11 +46,13 @@ class ViewOptions(CommonOptions, PictureOptions):
     focal: float | None = _field(
         "Cameras",
         None,
-        "Focal length in pixels of a picture of 224 × 224; by default what the weights were trained with.",
+        "Focal length of cameras in text, in pixels of a picture of 224 × 224; by default that of the weights.",
         gt=0,
     )
     frame: Frame = _field(
-        "Mesh", "camera", "Where the mesh is: in the frame of the first camera as published, or upright in the world."
+        "Mesh",
+        "camera",
+        "Where the mesh is: in the frame of the first camera as published, or in the cameras' world.",
     )
     colours: bool = _field("Mesh", False, "Colour each vertex as the views that see it do; not in .xyz.")
 
@@ -56,6 +60,12 @@ class ViewOptions(CommonOptions, PictureOptions):
     def _place_for_colours(self) -> Self:
         if self.colours and self.out.suffix.lower() == POINTS_SUFFIX:
             raise ValueError(f"colours: a {POINTS_SUFFIX} file has none, the others have")
+        return self
+
+    @model_validator(mode="after")
+    def _one_focal_length(self) -> Self:
+        if self.focal is not None and self.cameras.suffix.lower() == FRAMES_SUFFIX:
+            raise ValueError(f"focal: {self.cameras.name} says it itself")
         return self
 
     def run_folder(self) -> Path:

@@ -18,8 +18,8 @@ from safelight.core.pipeline import Context, Item, Prepared, Record
 from safelight.core.plan import Plan
 from safelight.formats.mesh import Mesh, read_mesh, write_mesh
 from safelight.pipelines.mesh import inference
-from safelight.pipelines.mesh.camera_files import read_cameras
-from safelight.pipelines.mesh.cameras import WORLD_SCALE, Cameras
+from safelight.pipelines.mesh.camera_files import read_cameras, world_scale
+from safelight.pipelines.mesh.cameras import Cameras
 from safelight.pipelines.mesh.colours import vertex_colours
 from safelight.pipelines.mesh.items import Sample
 from safelight.pipelines.mesh.model import Model, read_model
@@ -157,7 +157,8 @@ def _finish(
     """Write the mesh, compare its outline with the photographs', and return the record."""
     if not points.isfinite().all():
         raise InputError("the networks give points that are not finite", path=options.weights[0])
-    placed = cameras.to_world(points[None].double())[0] / WORLD_SCALE if options.frame == "world" else points
+    scale = world_scale(options.cameras)
+    placed = cameras.to_world(points[None].double())[0] / scale if options.frame == "world" else points
     colours = _colours(points, faces, views, cameras, context) if options.colours else None
     write_mesh(options.out, Mesh(placed.double().numpy(), faces, colours))
     agreements = draw_silhouettes(points, faces, views, cameras, context.folder)
