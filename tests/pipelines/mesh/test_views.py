@@ -32,6 +32,15 @@ def test_resizing_is_bilinear(side: int) -> None:
     assert np.abs(resize(image) - exact).max() <= 1.01, "whole numbers differ by one level at most"
 
 
+def test_opacity_that_is_full_everywhere_says_nothing(tmp_path: Path) -> None:
+    grey = np.full((60, 80), 255, np.uint8)
+    grey[20:40, 30:50] = 90
+    Image.fromarray(grey).convert("RGBA").save(tmp_path / "a.png")
+    view = read_view(tmp_path / "a.png")
+    assert not view.transparent
+    np.testing.assert_array_equal(view.silhouette, grey < 255)
+
+
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
 def test_every_kind_of_picture(tmp_path: Path, mode: str) -> None:
     grey = np.full((60, 80), 255, np.uint8)

@@ -139,8 +139,9 @@ def _read_rgba(path: Path) -> tuple[Bytes, bool]:
                     path=path,
                     expected=f"at most {_LARGEST} along each side",
                 )
-            transparent = picture.has_transparency_data
-            return np.asarray(_in_eight_bits(picture, path).convert("RGBA")), transparent
+            rgba = np.asarray(_in_eight_bits(picture, path).convert("RGBA"))
+            # Many programs write opacity that is full everywhere: such a photograph does not say where the object is.
+            return rgba, bool((rgba[..., 3] < WHITE).any())
     except FileNotFoundError:
         raise InputError("there is no such picture", path=path) from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
