@@ -51,6 +51,16 @@ def test_a_hole_is_named() -> None:
         make_template(TETRAHEDRON, FACES[1:])
 
 
+def test_a_vertex_of_no_face_is_named() -> None:
+    with pytest.raises(InputError, match="vertex 4 belongs to no face"):
+        make_template(np.concatenate([TETRAHEDRON, [(5, 5, 5)]]), FACES)
+
+
+def test_a_vertex_that_is_no_number_is_refused() -> None:
+    with pytest.raises(InputError, match="not finite"):
+        make_template(TETRAHEDRON * np.nan, FACES)
+
+
 def test_a_surface_of_one_side_is_refused() -> None:
     """The projective plane with six vertices is closed, and has no inside."""
     faces = [

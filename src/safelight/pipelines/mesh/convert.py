@@ -13,6 +13,7 @@ from torch import Tensor
 
 from safelight.core.errors import InputError
 from safelight.core.pipeline import Context, Item, Record
+from safelight.formats.arrays import read_arrays
 from safelight.formats.legacy_pickle import read_pickle
 from safelight.formats.mesh import SUFFIXES, read_mesh
 from safelight.formats.tf_checkpoint import INDEX, read_checkpoint
@@ -83,8 +84,8 @@ def read_template(path: Path) -> Template:
             return make_template(mesh.vertices, mesh.faces)
         if path.suffix.lower() == ".dat":
             return _published_template(read_pickle(path))
-        with np.load(path) as arrays:
-            return make_template(arrays["coord"], arrays["faces1"])
+        arrays = read_arrays(path)
+        return make_template(arrays["coord"], arrays["faces1"])
     except InputError as error:
         error.path = path
         raise
@@ -120,10 +121,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix.lower() != ".npz":
         return read_weights(path).tensors
     try:
-        with np.load(path) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot be read as arrays ({error})", path=path) from None
+        return {name: torch.from_numpy(values) for name, values in read_arrays(path).items()}
+    except TypeError as error:  # text, for instance
+        raise InputError(f"cannot be read as weights ({error})", path=path) from None
 
 
 def _is_weight(name: str) -> bool:

@@ -96,11 +96,15 @@ def make_template(coordinates: NDArray[np.floating], faces: NDArray[np.integer])
     Raises
     ------
     InputError
-        The mesh is not closed, or is no manifold.
+        The mesh is not closed, or is no manifold; a vertex is not finite, or belongs to no face.
     """
     vertices = len(coordinates)
+    if not np.isfinite(coordinates).all():
+        raise InputError("has vertices that are not finite")
     first = walked = np.asarray(faces, np.int64)
     turned = oriented(np.asarray(coordinates, np.float64), walked)
+    if (alone := np.setdiff1d(np.arange(vertices), faces)).size:
+        raise InputError(f"its vertex {alone[0]} belongs to no face", expected="a closed mesh and nothing besides")
     levels = []
     for _ in range(LEVELS):
         edges = edges_in_order(walked)
