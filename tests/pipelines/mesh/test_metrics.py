@@ -63,3 +63,8 @@ def test_samples_are_the_same_every_time() -> None:
     template = ellipsoid()
     samples = [sample_surface(template.coordinates, template.levels[0].faces, 50) for _ in range(2)]
     np.testing.assert_array_equal(*samples)
+
+
+def test_a_mesh_that_fell_to_a_point_has_that_point() -> None:
+    """Networks whose features died give all vertices one place: bad, and no reason to stop a test."""
+    np.testing.assert_array_equal(sample_surface(np.full((3, 3), 0.5), np.array([(0, 1, 2)]), 4), np.full((4, 3), 0.5))

@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from safelight.core.errors import InputError
+from safelight.pipelines.mesh.losses import points_on_surface
 
 Floats = NDArray[np.float64]
 
@@ -65,16 +67,9 @@ def compare(predicted: NDArray[np.floating], truth: NDArray[np.floating]) -> Dis
 
 
 def sample_surface(vertices: Floats, faces: NDArray[np.int64], count: int = SURFACE_SAMPLES) -> Floats:
-    """Return points (count, 3) spread evenly over the faces; the same ones for the same mesh.
-
-    Osada et al. 2002, "Shape Distributions", equation 1.
-    """
-    random = np.random.default_rng(_SEED)
-    a, b, c = np.moveaxis(vertices[faces], 1, 0)
-    area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
-    chosen = random.choice(len(faces), count, p=area / area.sum())
-    root, share = np.sqrt(random.random((count, 1))), random.random((count, 1))
-    points: Floats = (1 - root) * a[chosen] + root * (1 - share) * b[chosen] + root * share * c[chosen]
+    """Return points (count, 3) spread evenly over the faces; the same ones for the same mesh."""
+    draws = torch.from_numpy(np.random.default_rng(_SEED).random((count, 3)))
+    points: Floats = points_on_surface(torch.from_numpy(vertices), torch.from_numpy(faces), draws).numpy()
     return points
 
 
