@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from safelight.cli import run
 from safelight.formats.mesh import Mesh, read_mesh, write_mesh
-from safelight.pipelines.mesh.cameras import LEGACY_FOCAL, Cameras, orbiting
+from safelight.pipelines.mesh.cameras import Cameras, orbiting
 from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork, Variant
 from safelight.pipelines.mesh.template import Template, make_template
 
@@ -49,7 +49,7 @@ def template(published: Arrays) -> Template:
 @pytest.fixture(scope="module")
 def cameras(reference: Arrays) -> Cameras:
     azimuth, elevation, _, distance, _ = torch.from_numpy(reference["cameras"])[None].unbind(-1)
-    return orbiting(azimuth, elevation, distance, LEGACY_FOCAL)
+    return orbiting(azimuth, elevation, distance, 248.0)
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,6 @@ WORLD_SCALE = 0.57
 """Of the frame of the meshes to that of ShapeNet's models."""
 SIDE = 224
 """Pixels of the pictures that networks see."""
-LEGACY_FOCAL = 248.0
-"""Pixels; what the published networks were trained with. The renderer's own is 245."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,8 @@ class Cameras:
         Returns
         -------
         Tensor
-            (samples, views, n, 2): x and y in pixels, float32; beyond the picture where the view does not see them.
+            (samples, views, n, 2): x and y in pixels, in the type of the points. A point behind a camera is,
+            as published, where the line through both meets the picture.
         """
         return self.project(self.in_view(self.to_world(points.double()))).to(points.dtype)
 

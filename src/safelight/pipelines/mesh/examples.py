@@ -37,9 +37,7 @@ class Examples:
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """Return examples one after the other; all have as many views."""
-        cameras = Cameras(
-            *(torch.cat(values) for values in zip(*(vars(p.cameras).values() for p in parts), strict=True))
-        )
+        cameras = Cameras.joined([p.cameras for p in parts])
         return cls(torch.cat([p.images for p in parts]), cameras, tuple(t for p in parts for t in p.targets))
 
     def to(self, device: torch.device) -> Self:
