@@ -104,6 +104,18 @@ def test_no_points(tmp_path: Path, content: object, problem: str) -> None:
     assert caught.value.path == tmp_path / "a.dat"
 
 
+@pytest.mark.parametrize("name", ["points.npz", "points.npy"])
+def test_damaged_ground_truth_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    np.savez_compressed(path, points=POINTS) if name.endswith("z") else np.save(path, POINTS)
+    whole = path.read_bytes()
+    for size in (0, len(whole) // 2):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError) as caught:
+            read_truth(path)
+        assert caught.value.path == path
+
+
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         found_in(tmp_path / "none")

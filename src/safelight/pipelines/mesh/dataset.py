@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from safelight.core.errors import InputError, SafelightError
 from safelight.core.pipeline import Found, Item, Refusal
+from safelight.formats.arrays import ONLY, read_arrays
 from safelight.formats.legacy_pickle import read_pickle
 from safelight.formats.mesh import read_mesh
 from safelight.pipelines.mesh.camera_files import from_rows, read_rows
@@ -160,8 +162,8 @@ def read_truth(path: Path) -> Truth:
     if path.stat().st_size > _LARGEST:
         raise InputError("is too large for points", path=path)
     try:
-        values = _values(np.load(path))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        values = _values(read_arrays(path))
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"cannot be read as points ({error})", path=path) from None
     return _truth(values, path, in_camera=False)
 
@@ -192,14 +194,10 @@ def _points_of_pickle(path: Path) -> NDArray[np.float64]:
     return points.astype(np.float64)
 
 
-def _values(loaded: NDArray[np.float64] | Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Return points and normals of NumPy's files side by side: an array, or arrays by name."""
-    if isinstance(loaded, np.ndarray):
-        return np.asarray(loaded, np.float64)
-    parts = [
-        np.asarray(loaded[name], np.float64) for name in ("points", "normals") if name == "points" or name in loaded
-    ]
-    return np.concatenate(parts, axis=1)
+def _values(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    """Return points and normals side by side: an array that has both, or arrays by name."""
+    names = [ONLY] if ONLY in arrays else ["points", *({"normals"} & arrays.keys())]
+    return np.concatenate([np.asarray(arrays[name], np.float64) for name in names], axis=1)
 
 
 def _truth(values: NDArray[np.float64], path: Path, in_camera: bool) -> Truth:
