@@ -256,12 +256,35 @@ def test_departures_from_the_publication_are_said_and_change_the_mesh(
     assert np.abs(published - own).max() > 1e-4
     capsys.readouterr()
     both = weights(folder, "coarse", "refine")
-    switches = ["--amp", "--signed-scores", "--blend-alpha"]
+    switches = ["--amp", "--signed-scores", "--blend-alpha", "--focal", "300"]
     command = ["mesh", "predict", *views(folder), *both, "--out", str(tmp_path / "a.obj"), *switches]
     assert run([*command, "--device", "cpu", "--results", str(tmp_path / "results")]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "Not as published: signed_scores, blend_alpha" in said
     assert "Mixed precision (bfloat16) in the refining network's blocks only" in said
+    assert "trained with a focal length of 248 px, the cameras have 300 px" in said
+
+
+def test_what_the_networks_see_otherwise_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A photograph that is not square, and a template that a stage has no use for."""
+    Image.open(folder / "1.png").crop((0, 20, 137, 110)).save(tmp_path / "wide.png")
+    (tmp_path / "cameras.txt").write_text(CAMERAS.splitlines()[0])
+    both = weights(folder, "coarse", "refine")
+    quiet = ["--device", "cpu", "--results", str(tmp_path / "results")]
+    command = ["mesh", "predict", "--views", str(tmp_path / "wide.png"), "--cameras", str(tmp_path / "cameras.txt")]
+    assert run([*command, *both, "--out", str(tmp_path / "a.obj"), *quiet]) == 0
+    assert "wide.png has 137 × 90 pixels" in " ".join(capsys.readouterr().err.split())
+    command = ["mesh", "convert", str(folder / "refine.npz"), str(tmp_path / "r.safetensors")]
+    assert run([*command, "--template", str(folder / "template.obj"), *quiet]) == 0
+    assert "belongs to no template" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_file_of_weights_that_is_joined_is_not_replaced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    coarse = str(folder / "coarse.safetensors")
+    assert run(["mesh", "convert", str(folder / "refine.npz"), coarse, "--join", coarse, *common(folder)]) != 0
+    assert "would replace one of the inputs" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow

@@ -47,6 +47,8 @@ def convert(item: Item, options: ConvertOptions, context: Context, prepared: Non
         network = RefineNetwork()
         load_strictly(network, tensors, options.input)
         model, stage = Model(options.focal, refine=network), REFINE
+        if options.template is not None:
+            context.events.warning("template_unused", path=str(options.template))
     else:
         raise InputError(
             f"it holds neither {_OF_COARSE} nor {_OF_REFINE}: not a stage of Pixel2Mesh++", path=options.input

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,8 +89,7 @@ def find_sample(options: ViewOptions) -> Found:
         raise InputError(
             f"its kind {options.out.suffix or '(none)'} is unknown", path=options.out, expected=", ".join(MESH_SUFFIXES)
         )
-    if options.out.resolve() in {path.resolve() for path in inputs}:
-        raise InputError("it would replace one of the inputs", path=options.out, remedy="another --out")
+    _spare(inputs, options.out)
     return Found((Item(options.out.stem, inputs, Sample(options.views, options.cameras, mesh)),))
 
 
@@ -103,7 +103,13 @@ def find_checkpoint(options: ConvertOptions) -> Found:
     """
     if not options.input.is_file():
         raise InputError("there is no such checkpoint", path=options.input)
-    if options.out.resolve() == options.input.resolve():
-        raise InputError("it would replace the checkpoint", path=options.out, remedy="another --out")
     others = [path for path in (options.template, options.join) if path is not None]
-    return Found((Item(options.out.stem, (options.input, *others)),))
+    inputs = (options.input, *others)
+    _spare(inputs, options.out)
+    return Found((Item(options.out.stem, inputs),))
+
+
+def _spare(inputs: Sequence[Path], out: Path) -> None:
+    """Refuse to write over an input."""
+    if out.resolve() in {path.resolve() for path in inputs}:
+        raise InputError("it would replace one of the inputs", path=out, remedy="another --out")

@@ -47,7 +47,10 @@ def open_model(options: ViewOptions | TestOptions, context: Context) -> Model:
         context.events.info("mesh_departures", names=", ".join(departures))
     if context.device.amp:
         context.events.info("positions_in_full_precision")
-    return read_model(options.weights, variant)
+    model = read_model(options.weights, variant)
+    if options.focal is not None and options.focal != model.focal:
+        context.events.warning("focal_differs", focal=options.focal, trained=model.focal)
+    return model
 
 
 def plan_predict(item: Item, options: ViewOptions, context: Context) -> list[Plan]:
@@ -134,12 +137,12 @@ def _read_sample(
     sample: Sample, options: ViewOptions, context: Context, model: Model
 ) -> tuple[list[View], Cameras, Tensor]:
     """Return the views, their cameras, and what the networks see of them, (views, 3, 224, 224)."""
-    focal = options.focal or model.focal
-    if focal != model.focal:
-        context.events.warning("focal_differs", focal=focal, trained=model.focal)
-    cameras = read_cameras(sample.cameras, sample.views, focal)
+    cameras = read_cameras(sample.cameras, sample.views, options.focal or model.focal)
     views = [read_view(path, options.blend_alpha) for path in sample.views]
     for path, view in zip(sample.views, views, strict=True):
+        height, width = view.silhouette.shape
+        if height != width:
+            context.events.warning("view_stretched", name=path.name, width=width, height=height)
         if not view.transparent:
             context.events.info("background_guessed", name=path.name)
     return views, cameras, as_images(views)
