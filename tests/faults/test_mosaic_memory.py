@@ -85,7 +85,8 @@ def test_hundreds_of_frames_on_a_machine_that_cannot_hold_them(
     assert len(group["details"]["frames"]) == frames
     assert {entry["kernel"] for entry in document["memory"]} == {"resample_bicubic", "stack", "coadd"}
     for entry in document["memory"]:
-        assert entry["measured_bytes"] <= 1.01 * entry["predicted_bytes"] <= 1.01 * limit, entry
+        assert entry["predicted_bytes"] <= limit, entry
+        assert entry["measured_bytes"] <= 1.05 * entry["predicted_bytes"], entry
     (besides,) = (event for event in document["events"] if event["key"] == "memory_besides")
     assert took["peak"] <= limit + besides["data"]["besides_bytes"] + KEPT
     assert not list((out / "scratch").iterdir())
