@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from safelight.cli import run
 from safelight.formats.mesh import Mesh, read_mesh, write_mesh
 from safelight.pipelines.mesh.cameras import Cameras, orbiting
-from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork, Variant
+from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork
 from safelight.pipelines.mesh.template import Template, make_template
+from safelight.pipelines.mesh.variant import Variant
 
 HYPOTHESES = 43
 DESIGN_B = Variant(unpool_first=True, signed_scores=True, border_sampling=True, unit_origin=True)

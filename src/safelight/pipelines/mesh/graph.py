@@ -50,8 +50,8 @@ class Support(nn.Module):
         return applied
 
 
-class GraphConvolution(nn.Module):
-    """y = xW₀ + T₁(xW₁) + b (Defferrard et al. 2016, of first order).
+class Chebyshev(nn.Module):
+    """The parameters of y = xW₀ + T₁(xW₁) + b (Defferrard et al. 2016, of first order).
 
     Parameters
     ----------
@@ -63,6 +63,10 @@ class GraphConvolution(nn.Module):
         super().__init__()
         self.weights = nn.ParameterList(nn.init.xavier_uniform_(torch.empty(given, wanted)) for _ in range(2))
         self.bias = nn.Parameter(torch.zeros(wanted))
+
+
+class GraphConvolution(Chebyshev):
+    """The graph convolution over the vertices of a mesh, T₁ as a ``Support``; parameters as for ``Chebyshev``."""
 
     def forward(self, x: Tensor, support: Support) -> Tensor:
         """Return (samples, vertices, wanted) of (samples, vertices, given)."""

@@ -20,11 +20,11 @@ from torch.nn import functional
 from safelight.core.device import full_precision
 from safelight.pipelines.mesh.cameras import Cameras
 from safelight.pipelines.mesh.encoder import CHANNELS, Encoder
-from safelight.pipelines.mesh.graph import GraphConvolution, Support
+from safelight.pipelines.mesh.graph import Chebyshev, GraphConvolution, Support
 from safelight.pipelines.mesh.hypotheses import hypotheses
 from safelight.pipelines.mesh.sampling import Bilinear, bilinear, nearest, over_views
 from safelight.pipelines.mesh.template import Template
-from safelight.pipelines.mesh.variant import Variant as Variant  # what a network is made with
+from safelight.pipelines.mesh.variant import Variant
 
 WIDTH = 192
 """Features of hidden layers."""
@@ -212,10 +212,10 @@ class Reasoning(nn.Module):
         return result
 
 
-class LocalConvolution(GraphConvolution):
+class LocalConvolution(Chebyshev):
     """The graph convolution over places, which all vertices have alike: two matrix products."""
 
-    def forward(self, x: Tensor, support: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, support: Tensor) -> Tensor:
         """Return (places, n, wanted) of (places, n, given)."""
         places, n, _ = x.shape
         own = _product(x, self.weights[0], self.bias).view(places, -1)
