@@ -41,11 +41,12 @@ def test_names_are_category_item_and_view(tmp_path: Path) -> None:
 def test_a_list_says_which_objects(tmp_path: Path) -> None:
     for item in "abc":
         add_object(tmp_path, "plane", item)
-    (tmp_path / "test_list.txt").write_text("plane_c_00.dat\nplane_x_00.dat\nData/plane_a_00.dat\n")
+    (tmp_path / "test_list.txt").write_text("plane_c_00.dat\nplane_b_05.dat\nData/plane_a_00.dat\n")
     names, refused = found_in(tmp_path / "test_list.txt")
     assert names == ["plane_a_00", "plane_c_00"]
-    assert list(refused) == ["plane_x_00"]
-    assert "is listed, and has no views" in refused["plane_x_00"]
+    assert list(refused) == ["plane_b_05"]
+    assert "is listed, and has no views" in refused["plane_b_05"]
+    assert "CATEGORY_ITEM_00, view 0 being the leading one" in refused["plane_b_05"]
 
 
 def test_an_object_without_ground_truth_is_named(tmp_path: Path) -> None:

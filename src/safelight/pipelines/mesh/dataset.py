@@ -114,7 +114,7 @@ def find_objects(options: DataOptions) -> Found:
             refused.append(Refusal(name, error))
             continue
         items.append(Item(name, (*found.views, found.cameras, found.truth), found))
-    refused += [Refusal(name, InputError("is listed, and has no views", path=root)) for name in sorted(missing)]
+    refused += [Refusal(name, _no_views(root, options.use_views[0])) for name in sorted(missing)]
     if not items and not refused:
         raise InputError(
             "holds no objects",
@@ -216,6 +216,14 @@ def _read_list(path: Path) -> frozenset[str]:
     except UnicodeDecodeError as error:
         raise InputError(f"cannot be read as a list of objects ({error})", path=path) from None
     return frozenset(PurePosixPath(line).name.removesuffix(PUBLISHED) for line in lines)
+
+
+def _no_views(root: Path, leading: int) -> InputError:
+    return InputError(
+        "is listed, and has no views",
+        path=root,
+        expected=f"CATEGORY_ITEM_{leading:02}, view {leading} being the leading one, and a folder CATEGORY/ITEM",
+    )
 
 
 def _look(category: str, cameras: Path, published: Path | None, numbers: tuple[int, ...]) -> Rendered:
