@@ -164,7 +164,7 @@ def _parameter(options: type[Settings], name: str, positional: bool) -> inspect.
         required=required,
         negative=() if extra.get("one_way") or required else None,
         negative_iterable=(),
-        show_default=field.default not in (None, "", (), False) and not required,
+        show_default=not (required or field.default is False or field.default in (None, "", ())),
         consume_multiple=get_origin(field.annotation) is tuple and not positional,  # --views 1.png 2.png
     )
     return inspect.Parameter(

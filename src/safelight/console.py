@@ -115,7 +115,9 @@ class Console:
             return
         self._last_line = now
         done_here = share - self._first_share  # a resumed job begins in the middle
-        left = (now - self._started) * (1 - share) / done_here if done_here else 0.0
+        if not done_here:  # there is no saying how long it takes
+            return
+        left = (now - self._started) * (1 - share) / done_here
         line = Event("progress_line", data={"what": sentence, "percent": round(100 * share), "seconds": round(left)})
         self._terminal.print(translate(line, self._language), markup=False)
 

@@ -30,6 +30,8 @@ def test_out_of_memory_says_what_would_have_worked() -> None:
     assert "at least 2000 bytes, allowed were 1000" in str(error)
     rounded = OutOfMemoryError("the kernel does not fit", needed=46 * 2**20 + 1, allowed=46 * 2**20)
     assert "at least 47 MiB, allowed were 46" in str(rounded)
+    tiny = OutOfMemoryError("the kernel does not fit", needed=46 * 2**20, allowed=10**6)
+    assert "at least 46 MiB, allowed were 0.9" in str(tiny)
 
 
 @pytest.mark.parametrize("kind", tree(SafelightError), ids=lambda kind: kind.__name__)

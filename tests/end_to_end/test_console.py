@@ -52,6 +52,15 @@ def test_a_resumed_job_does_not_count_what_was_done_before(clock: Clock) -> None
     assert shown(stream) == ["Denoising cells: 60 %, about 40 s left"]
 
 
+def test_a_job_of_which_nothing_is_done_does_not_say_how_long_it_takes(clock: Clock) -> None:
+    stream = io.StringIO()
+    view = Console(CommonOptions(lang="en"), stream)
+    for _ in range(3):
+        view.progress(0, 18, "denoising_progress", name="cells")
+        clock.now += SECONDS_BETWEEN_LINES
+    assert shown(stream) == []
+
+
 def test_a_short_job_says_nothing_of_its_progress(clock: Clock) -> None:
     stream = io.StringIO()
     view = Console(CommonOptions(lang="en"), stream)

@@ -108,8 +108,9 @@ class OutOfMemoryError(SafelightError):
 
     def __init__(self, problem: str, *, needed: int, allowed: int, remedy: str | None = None) -> None:
         unit, name = (_MEBIBYTE, "MiB") if needed >= _MEBIBYTE else (1, "bytes")
-        least, most = -(-needed // unit), allowed // unit  # what is named does work, what was allowed does not
-        super().__init__(problem, expected=f"at least {least} {name}, allowed were {most}", remedy=remedy)
+        least, tenths = -(-needed // unit), 10 * allowed // unit  # what is named does work, what was allowed does not
+        most = tenths // 10 if tenths >= 10 else tenths / 10
+        super().__init__(problem, expected=f"at least {least} {name}, allowed were {most:g}", remedy=remedy)
         self.needed = needed
         self.allowed = allowed
 
