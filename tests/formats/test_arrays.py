@@ -40,6 +40,13 @@ def test_every_kind_of_damage_is_named(tmp_path: Path, suffix: str) -> None:
         assert caught.value.path == path
 
 
+def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "a.npy").open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (10**15, 3)})
+    with pytest.raises(InputError, match=r"a\.npy: cannot be read as arrays"):
+        read_arrays(tmp_path / "a.npy")
+
+
 def test_objects_and_other_files_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:

@@ -15,8 +15,18 @@ from safelight.core.errors import InputError
 
 ONLY = ""
 """Name of the array of an ``.npy``, which has none."""
-_DAMAGE = (OSError, ValueError, EOFError, NotImplementedError, SyntaxError, TokenError, BadZipFile, zlib.error)
-"""What NumPy lets out, by where the damage is."""
+_DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    SyntaxError,
+    TokenError,
+    BadZipFile,
+    zlib.error,
+)
+"""What NumPy lets out, by where the damage is; out of memory where a header claims more than there is."""
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
