@@ -1,14 +1,15 @@
 """A device named ``pretended`` that computes on the CPU and is as strict as a GPU, for machines without one.
 
 Tensors on it do not mix with the host's, and NumPy cannot see them: what forgets to move a tensor fails here as it
-would there. It is registered as PyTorch's PrivateUse1 backend, once per process and for good. As a program,
-``python pretended_gpu.py ARGUMENTS`` is safelight's command line on a machine that has this device:
+would there. It is registered as PyTorch's PrivateUse1 backend, once per process and for good, so never in a process
+that has other tests to run. As a program this is safelight's command line on a machine that has this device:
 
     python tests/pretended_gpu.py denoise run cells.tif --device pretended
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -24,6 +25,9 @@ from safelight.core import device as devices_of_core
 from safelight.core.device import DeviceInfo
 
 NAME = "pretended"
+WANTED = "TEST_ON_PRETENDED_GPU"
+"""Variable of the environment that asks for it."""
+
 _aten = torch.ops.aten
 _MAY_CROSS = {"_to_copy", "copy_", "copy"}
 _MAY_BE_INDEXED_FROM_THE_HOST = {"index", "index_put", "index_put_", "_index_put_impl_"}
@@ -36,6 +40,8 @@ _FACTORIES = (
     "linspace",
     "eye",
     "eye.m",
+    "hann_window",
+    "hann_window.periodic",
     "randperm",
     "randperm.generator",
 )
@@ -172,6 +178,11 @@ class _Backend:
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
+
+
+def is_wanted() -> bool:
+    """Return whether this process is to test kernels on the device."""
+    return WANTED in os.environ
 
 
 @cache

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tifffile
 import torch
 from astropy.io import fits
@@ -42,6 +43,14 @@ def on_both(folder: Path, *arguments: str) -> tuple[Path, Path]:
     assert ended.returncode == 0, ended.stderr
     assert f"Device: {pretended_gpu.NAME}" in ended.stderr
     return folder / "cpu", folder / pretended_gpu.NAME
+
+
+def test_kernels(request: pytest.FixtureRequest) -> None:
+    conformance = request.config.rootpath / "tests" / "conformance.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", "oracle", conformance]
+    environment = {**os.environ, pretended_gpu.WANTED: "yes"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout
 
 
 def test_denoise(tmp_path: Path) -> None:
