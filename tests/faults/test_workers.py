@@ -60,7 +60,7 @@ def process(item, options, context, prepared):
             raise RuntimeError("CUDA error: device-side assert triggered")
         while order == "long":
             time.sleep(0.1)
-    threads = {"torch": torch.get_num_threads(), "openmp": os.environ["OMP_NUM_THREADS"]}
+    threads = {"torch": torch.get_num_threads(), "openmp": os.environ.get("OMP_NUM_THREADS", "")}
     return Record((context.folder / f"{item.name}.out",), {"letters": float(len(order))}, threads)
 
 RUN = Command("run", "Obey.", Options, lambda options: options.out, find_items, process)
