@@ -144,17 +144,17 @@ def _verdict(met: bool) -> str:
 
 
 def planning(repeats: int) -> list[str]:
-    """Time the plan of every kernel and of every kind of training step."""
+    """Time the plan of every kernel and of every kind of training step, each by an executor that knows no other."""
     with tempfile.TemporaryDirectory() as name:
-        runner = executor(Path(name))
+        folder = Path(name)
         plans: dict[str, Callable[[], object]] = {}
         for title, workload in workloads().items():
             source = workload.source(2 * workload.rows)
-            plans[title] = lambda kernel=workload.kernel, source=source: runner.plan(kernel, source)
+            plans[title] = lambda kernel=workload.kernel, source=source: executor(folder).plan(kernel, source)
         for title, architecture in (("2-D", N2V2), ("3-D", N2V2_3D), ("2 channels, large", LARGE)):
             setup = Setup(architecture, MaskingSettings(), TrainingSettings())
             patch = (64,) * architecture.dims
-            plans[f"training step, {title}"] = lambda setup=setup, patch=patch: setup.plan(patch, runner)
+            plans[f"training step, {title}"] = lambda setup=setup, patch=patch: setup.plan(patch, executor(folder))
         first = Spent.by(next(iter(plans.values())))
         spent = {title: [Spent.by(plan) for _ in range(repeats + 1)][1:] for title, plan in plans.items()}
     worst = 1000 * max(Timing.of([one.processor for one in calls]).median for calls in spent.values())
