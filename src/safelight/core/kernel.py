@@ -92,6 +92,49 @@ class ModuleKernel:
 
 
 @dataclass(frozen=True)
+class TrainingStep:
+    """A step of training as a MapKernel, to plan it by a dry run: rows are the samples of a batch.
+
+    What stays from step to step counts among the constants: the weights with their copies, and whatever else is kept.
+
+    Parameters
+    ----------
+    name : str
+        As plans and corrections name it.
+    network : nn.Module
+        On the meta device.
+    loss : callable
+        ``(chunk) -> Tensor``: the network's loss for some samples, with gradients.
+    copies_of_weights : int
+        The network's own and the optimiser's, for instance; gradients are counted by the dry run.
+    kept_bytes : int
+        What stays on the device beside the weights.
+    """
+
+    name: str
+    network: nn.Module
+    loss: Callable[[Tensor], Tensor]
+    copies_of_weights: int
+    kept_bytes: int = 0
+    halo: int = 0
+    alignment: int = 1
+    _constants: tuple[Tensor, ...] = field(default=(), repr=False)
+
+    def to(self, device: torch.device) -> Self:
+        """Return the step with what stays from step to step on a device."""
+        weights = sum(tensor.nbytes for tensor in self.network.state_dict().values())
+        size = self.copies_of_weights * weights + self.kept_bytes
+        return replace(self, _constants=(torch.empty(size, dtype=torch.uint8, device=device),))
+
+    def __call__(self, chunk: Tensor) -> Tensor:
+        """Go forward and backward on the meta device."""
+        self.network.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            torch.autograd.backward(self.loss(chunk))
+        return chunk.new_empty((len(chunk), 0))
+
+
+@dataclass(frozen=True)
 class Sample:
     """One set of arguments of a kernel function."""
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Self
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from safelight.core.errors import OutOfMemoryError
 from safelight.core.execute import Executor
+from safelight.core.kernel import TrainingStep
 from safelight.core.plan import Plan
 from safelight.pipelines.denoise.masking import BlindSpots, MaskingSettings
 from safelight.pipelines.denoise.network import Architecture, UNet
@@ -26,60 +27,6 @@ _LIBRARIES = 24 * 2**20
 
 _OVERHEAD = 1.15
 """Peak of a step over that of its tensors on the CPU, where the allocator leaves gaps; 1.1 to 1.5 were measured."""
-
-
-@dataclass(frozen=True)
-class TrainingStep:
-    """A training step as the Executor plans it: rows are the patches of a batch.
-
-    It predicts, compares at the blind spots and goes backward as the training does; drawing and hiding come before
-    and take less. What stays from step to step counts among the constants: weights and their copies, and the data.
-
-    Parameters
-    ----------
-    network : UNet
-        On the meta device.
-    masking : MaskingSettings
-    patch : tuple of int
-        Spatial size of the patches.
-    batch : int
-        Patches of a step; measurements of one size do not correct another's plan.
-    kept_bytes : int
-        What stays on the device beside the weights: the data above all.
-    """
-
-    network: UNet
-    masking: MaskingSettings
-    patch: tuple[int, ...]
-    batch: int
-    kept_bytes: int
-    halo: int = 0
-    alignment: int = 1
-    _constants: tuple[Tensor, ...] = field(default=(), repr=False)
-
-    @property
-    def name(self) -> str:
-        """As plans and corrections name it."""
-        a = self.network.architecture
-        sides = "×".join(map(str, self.patch))
-        return f"training unet{a.dims}d depth {a.depth} features {a.features}×{a.channels}, {self.batch} of {sides}"
-
-    def to(self, device: torch.device) -> Self:
-        """Return the step with what stays from step to step on a device."""
-        weights = sum(tensor.nbytes for tensor in self.network.state_dict().values())
-        kept = torch.empty(_COPIES_OF_WEIGHTS * weights + self.kept_bytes, dtype=torch.uint8, device=device)
-        return replace(self, _constants=(kept,))
-
-    def __call__(self, chunk: Tensor) -> Tensor:
-        """Do a dry run on a chunk (B, C, [Z,] Y, X) of patches on the meta device."""
-        hidden = round(math.prod(self.patch) * self.masking.percent / 100)
-        values = chunk.new_empty((len(chunk), self.network.architecture.channels, hidden))
-        spots = BlindSpots(chunk, values.long(), values, values)
-        self.network.zero_grad(set_to_none=True)
-        with torch.enable_grad():
-            loss = spots.loss_sum(self.network(chunk)) / spots.weights.sum()
-            loss.backward()  # type: ignore[no-untyped-call]
-        return chunk.new_empty((len(chunk), 0))
 
 
 @dataclass(frozen=True)
@@ -128,9 +75,20 @@ def plan_step(
     with torch.device("meta"):
         network = UNet(architecture)
     kept = data_bytes + (_LIBRARIES if executor.device.is_cpu else 0)
-    step = TrainingStep(network, masking, patch, batch, kept)
+    a, sides = architecture, "×".join(map(str, patch))
+    # The batch is in the name, so that measurements of one size do not correct another's plan.
+    name = f"training unet{a.dims}d depth {a.depth} features {a.features}×{a.channels}, {batch} of {sides}"
+    hidden = round(math.prod(patch) * masking.percent / 100)
+    step = TrainingStep(name, network, partial(_loss, network, hidden), _COPIES_OF_WEIGHTS, kept)
     overhead = _OVERHEAD if executor.device.is_cpu else 1.0
     return executor.plan(step, Batch(batch, (architecture.channels, *patch)), overhead)
+
+
+def _loss(network: UNet, hidden: int, patches: Tensor) -> Tensor:
+    """Return the loss of (B, C, [Z,] Y, X) at so many blind spots each; drawing and hiding take less, and before."""
+    values = patches.new_empty((len(patches), network.architecture.channels, hidden))
+    spots = BlindSpots(patches, values.long(), values, values)
+    return spots.loss_sum(network(patches)) / spots.weights.sum()
 
 
 def data_limit(executor: Executor) -> int:
