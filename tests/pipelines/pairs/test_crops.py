@@ -130,3 +130,12 @@ def test_a_damaged_crop_is_named(tmp_path: Path, kind: str) -> None:
     with pytest.raises(InputError) as caught:
         read_crop(path)
     assert caught.value.path == path
+
+
+def test_a_crop_with_a_damaged_header_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((4, 5, 6), np.float32))
+    path.write_bytes(path.read_bytes().replace(b"(4, 5, 6)", b"(4, 5, (6"))
+    with pytest.raises(InputError, match="is no crop") as caught:
+        read_crop(path)
+    assert caught.value.path == path

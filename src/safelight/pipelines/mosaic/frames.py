@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from safelight.core.errors import InputError
 from safelight.core.files import atomic_write, digest
+from safelight.formats.arrays import read_arrays
 from safelight.formats.fits import open_fits
 from safelight.kernels.demosaic import demosaic
 from safelight.pipelines.mosaic.calibration import Calibration
@@ -87,9 +88,9 @@ def stars_of(facts: FrameFacts, calibration: Calibration, cache: Path) -> StarFi
 def _load(path: Path) -> StarField | None:
     """Return what was measured before; None where nothing was, or where it is damaged and must be measured again."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            x, y, flux, fwhm, saturated = (stored[name] for name in _ARRAYS)
-            width, height, background, noise = (stored[name].item() for name in _NUMBERS)
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        stored = read_arrays(path)
+        x, y, flux, fwhm, saturated = (stored[name] for name in _ARRAYS)
+        width, height, background, noise = (stored[name].item() for name in _NUMBERS)
+    except (InputError, KeyError, ValueError):
         return None
     return StarField(x, y, flux, fwhm, saturated, width, height, background, noise)

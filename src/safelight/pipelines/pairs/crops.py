@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from safelight.core.errors import InputError, UsageError
 from safelight.core.files import atomic_write
+from safelight.formats.arrays import ONLY, read_arrays
 from safelight.formats.raw import RawFrame, read_raw
 from safelight.kernels.cfa import Offset, Tile, interpolate_colours, moved, normalise, pack, phase_between, tile_of
 from safelight.pipelines.pairs.options import CropFormat
@@ -164,8 +164,9 @@ def read_crop(path: Path) -> NDArray[np.float32]:
     """
     try:
         crop = _READERS[path.suffix](path)
-    except (OSError, ValueError, KeyError, RuntimeError, BadZipFile) as error:
-        raise InputError(f"is no crop: {error}", path=path, remedy="run 'pairs run' again") from error
+    except (InputError, OSError, ValueError, KeyError, RuntimeError) as error:
+        problem = error.problem if isinstance(error, InputError) else error
+        raise InputError(f"is no crop: {problem}", path=path, remedy="run 'pairs run' again") from error
     return np.asarray(crop, np.float32)
 
 
@@ -246,12 +247,11 @@ WRITERS: Mapping[CropFormat, Callable[[Path, NDArray[np.uint16], RawFrame, Tile]
 
 
 def _read_npz(path: Path) -> NDArray[Any]:
-    with np.load(path, allow_pickle=False) as file:
-        return np.asarray(file["packed"])
+    return read_arrays(path)["packed"]
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
-    return np.asarray(np.load(path, allow_pickle=False))
+    return read_arrays(path)[ONLY]
 
 
 def _read_tiff(path: Path) -> NDArray[Any]:
