@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -128,6 +128,20 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     if not torch.amp.is_autocast_available(device.type):  # meta
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+@contextmanager
+def threads_beside(others: int) -> Iterator[None]:
+    """Compute on the CPU with the threads that so many busy ones leave, with one at least.
+
+    More threads than cores spend their time waiting for each other: computations took twice as long.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(threads - others, 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def compiled_graphs() -> int:

@@ -7,8 +7,9 @@ image without a mosaic. A tile is the period of the array: one Bayer cell, or 2 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import chain, product
+from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -128,9 +129,7 @@ def grey(rows: Tensor, side: int) -> Tensor:
         (…, height // side, width // side).
     """
     height, width = (size // side * side for size in rows.shape[-2:])
-    sites = _square(side)
-    total = _sum(rows[..., y:height:side, x:width:side] for y, x in sites)
-    return total.div_(side * side)
+    return _cell_means((rows[..., y:height:side, :width] for y in range(side)), side)
 
 
 def light_cells(rows: Tensor, tile: Tile, black: Tensor, white: Tensor, most: Tensor | None = None) -> Tensor:
@@ -151,7 +150,17 @@ def light_cells(rows: Tensor, tile: Tile, black: Tensor, white: Tensor, most: Te
     Tensor
         (n · period / side, width / side).
     """
-    return _means(rows, tile, [[list(chain(*sites))] for sites in _colour_sites(tile)], (black, white, most))[0]
+    side, width = cell_side(tile), rows.shape[-1]
+    scale = at_sites(1 / (white - black), tile, width)
+    at_zero = at_sites(-black / (white - black), tile, width)
+    highest = None if most is None else at_sites(most, tile, width)
+
+    def light(y: int) -> Tensor:
+        values = rows[:, y].to(black.dtype)
+        return torch.addcmul(at_zero[y], values if highest is None else torch.minimum(values, highest[y]), scale[y])
+
+    cells = range(0, len(tile), side)
+    return torch.stack([_cell_means(map(light, range(y, y + side)), side) for y in cells], dim=1).flatten(0, 1)
 
 
 def colour_cells(rows: Tensor, tile: Tile, black: Tensor, white: Tensor) -> Tensor:
@@ -171,7 +180,19 @@ def colour_cells(rows: Tensor, tile: Tile, black: Tensor, white: Tensor) -> Tens
     Tensor
         (3, n · period / side, width / side): red, green, blue.
     """
-    return _means(rows, tile, _colour_sites(tile), (black, white, None))
+    period, cells = len(tile), len(tile) // cell_side(tile)
+    scale = 1 / (white - black)
+    offset = black * scale
+    shape = (len(_RGB), rows.shape[0] * cells, rows.shape[2] // cell_side(tile))
+    result = torch.empty(shape, dtype=black.dtype, device=rows.device)
+    for cell in _square(cells):
+        for colour, sites in enumerate(_sites(tile, cell)):
+            total = result[colour, cell[0] :: cells, cell[1] :: cells]
+            # Of what is linear the constant part comes once, and the mosaic is never copied.
+            total.copy_(-_sum(offset[tile[y][x]] for y, x in sites) / len(sites))
+            for y, x in sites:
+                total.addcmul_(rows[:, y, x::period].to(black.dtype), scale[tile[y][x]], value=1 / len(sites))
+    return result
 
 
 def any_in_cells(flags: Tensor, tile: Tile) -> Tensor:
@@ -261,49 +282,14 @@ def _weigh(values: Tensor, weights: Sequence[float]) -> Tensor:
     return weigh_neighbours(weigh_neighbours(padded, weights, -2), weights, -1)
 
 
-def _colour_sites(tile: Tile) -> list[list[list[Offset]]]:
-    """Return the sites of each colour in each cell of a tile."""
-    return [_sites(tile, cell) for cell in _square(len(tile) // cell_side(tile))]
+def _cell_means(lines: Iterable[Tensor], side: int) -> Tensor:
+    """Return means over cells from the lines of cells, (…, width) each: along columns first, where memory is in order."""
+    total = _sum(lines)
+    return _sum(total[..., x::side] for x in range(side)).div_(side * side)
 
 
-def _means(
-    rows: Tensor, tile: Tile, sites: list[list[list[Offset]]], levels: tuple[Tensor, Tensor, Tensor | None]
-) -> Tensor:
-    """Return means over sites, 0 at black and 1 at white: (planes, cells down, cells across).
-
-    Parameters
-    ----------
-    rows : Tensor
-        (n, period, width), raw values.
-    tile : Tile
-    sites : list
-        For each cell of a tile, for each plane.
-    levels : tuple
-        Black, white, and where values are cut, of the four colours.
-    """
-    black, white, most = levels
-    scale = 1 / (white - black)
-    offset = black * scale
-    cells = len(tile) // cell_side(tile)
-    shape = (len(sites[0]), rows.shape[0] * cells, rows.shape[2] // cell_side(tile))
-    result = torch.empty(shape, dtype=black.dtype, device=rows.device)
-    for cell, planes in zip(_square(cells), sites, strict=True):
-        for plane, of_plane in enumerate(planes):
-            total = result[plane, cell[0] :: cells, cell[1] :: cells]
-            # Of what is linear the constant part comes once, and the mosaic is never copied.
-            total.copy_(-_sum(offset[tile[y][x]] for y, x in of_plane) / len(of_plane))
-            for y, x in of_plane:
-                values, colour = rows[:, y, x :: len(tile)].to(black.dtype), tile[y][x]
-                values = values if most is None else torch.minimum(values, most[colour])
-                total.addcmul_(values, scale[colour], value=1 / len(of_plane))
-    return result
-
-
-def _sum(parts: Iterator[Tensor]) -> Tensor:
-    total = next(parts).clone()
-    for part in parts:
-        total += part
-    return total
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, parts)
 
 
 def _distance(lattice: Offset, shift: tuple[float, float]) -> float:

@@ -57,9 +57,25 @@ def block_light(anchor: Tensor, target: Tensor, usable: Tensor, side: int) -> Te
         (3, channels, height // side, width // side): sum of the anchor, of the target, number of usable pixels.
     """
     mask = usable.to(anchor.dtype)
-    stacked = torch.stack((anchor * mask, target * mask, mask))
-    rows = stacked.unfold(-2, side, side).sum(-1)
-    return rows.unfold(-1, side, side).sum(-1)
+    return block_sums(torch.stack((anchor * mask, target * mask, mask)), side)
+
+
+def block_sums(values: Tensor, side: int) -> Tensor:
+    """Return the sum of every block.
+
+    Parameters
+    ----------
+    values : Tensor
+        (…, height, width).
+    side : int
+        Of a block; what is beyond the last whole block is left out.
+
+    Returns
+    -------
+    Tensor
+        (…, height // side, width // side).
+    """
+    return values.unfold(-2, side, side).sum(-1).unfold(-1, side, side).sum(-1)
 
 
 def gain_between(anchor: Tensor, target: Tensor) -> Tensor:

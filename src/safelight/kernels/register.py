@@ -203,10 +203,14 @@ def _column_weights(width: int, like: Tensor) -> Tensor:
 
 def _upsampled(power: Tensor, y: Tensor, x: Tensor, at_y: Tensor, at_x: Tensor) -> Tensor:
     """Return the correlation at any positions: (n, rows, columns) for positions (n, rows) and (n, columns)."""
-    rows = torch.exp(2j * math.pi * (at_y[:, :, None] * y))
-    columns = torch.exp(2j * math.pi * (at_x[:, None, :] * x[:, None]))
+    rows, columns = _waves(at_y[:, :, None] * y), _waves(at_x[:, None, :] * x[:, None])
     weighted = columns * _column_weights(2 * len(x) - 2, at_x)[:, None]
     return (rows @ power @ weighted).real
+
+
+def _waves(turns: Tensor) -> Tensor:
+    angle = 2 * math.pi * turns
+    return torch.complex(angle.cos(), angle.sin())
 
 
 def _highest(surface: Tensor) -> tuple[Tensor, Tensor, Tensor]:

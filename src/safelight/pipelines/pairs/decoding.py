@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from safelight.core.device import threads_beside
 from safelight.core.errors import InputError, SafelightError
 from safelight.formats.raw import RawFrame, read_raw
 from safelight.pipelines.pairs.items import FrameFile
@@ -58,9 +59,9 @@ def decode(file: FrameFile) -> Decoded:
 
 
 def decode_ahead(files: Sequence[FrameFile]) -> Iterator[Decoded]:
-    """Decode frames in their order, a few ahead of the one that is taken."""
+    """Decode frames in their order, a few ahead of the one that is taken; the maths between has the other cores."""
     left, waiting = deque(files), deque[Future[Decoded]]()
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="safelight-decode") as pool:
+    with threads_beside(THREADS), ThreadPoolExecutor(THREADS, thread_name_prefix="safelight-decode") as pool:
 
         def submit() -> None:
             while left and len(waiting) < frames_ahead(left[0]):

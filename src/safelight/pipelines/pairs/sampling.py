@@ -14,7 +14,14 @@ from safelight.core.kernel import Kernel
 from safelight.core.stream import TensorSink
 from safelight.formats.raw import RawFrame
 from safelight.kernels.cfa import Tile, cell_side
-from safelight.kernels.exposure import PoissonGaussian, block_light, fit_poisson_gaussian, gain_between, offset_by_level
+from safelight.kernels.exposure import (
+    PoissonGaussian,
+    block_light,
+    block_sums,
+    fit_poisson_gaussian,
+    gain_between,
+    offset_by_level,
+)
 from safelight.pipelines.pairs.overlap import Overlap, PairRows, levels_of, pair_cells
 
 BANDS, BAND_ROWS = 8, 20
@@ -58,7 +65,8 @@ def sample(anchor: RawFrame, target: RawFrame, overlap: Overlap, executor: Execu
     cells = sink.result.transpose(0, 1).flatten(1, 2)
     del sink
     first, second, usable = cells[:3], cells[3:6], cells[6:] > 0
-    gains, together = _gains(first, second, usable)
+    light = block_light(first, second, usable, SMALL_BLOCK)
+    gains, together = _gains(block_sums(light, BLOCK // SMALL_BLOCK))
     difference = second * gains.view(3, 1, 1) - first
     noise = tuple(_fit_noise(*colour) for colour in zip(first, difference, usable, strict=True))
     loss = (difference.abs() * usable).sum(dtype=torch.float64) / usable.sum().clamp(min=1)
@@ -68,7 +76,7 @@ def sample(anchor: RawFrame, target: RawFrame, overlap: Overlap, executor: Execu
         together,
         (red, green, blue),
         noise,
-        _offsets(first, difference, usable),
+        _offsets(light, gains),
         float(loss),
     )
 
@@ -110,9 +118,9 @@ def _band_cells(bands: Tensor, levels: Tensor, weights: Tensor, *, tile: Tile) -
     return cells.view(len(cells), len(bands), -1, cells.shape[2]).transpose(0, 1)[:, :, context:-context]
 
 
-def _gains(first: Tensor, second: Tensor, usable: Tensor) -> tuple[Tensor, float]:
+def _gains(light: Tensor) -> tuple[Tensor, float]:
     """Return the gain of each colour and of all together; a colour that is nowhere usable has that of all."""
-    anchor, target, number = block_light(first, second, usable, BLOCK).flatten(2)
+    anchor, target, number = light.flatten(2)
     # Noise that is cut off at black makes the dark too bright: the brighter half of the blocks counts.
     level = anchor / number
     bright = level >= level.nanmedian(1, keepdim=True).values
@@ -121,14 +129,14 @@ def _gains(first: Tensor, second: Tensor, usable: Tensor) -> tuple[Tensor, float
     return torch.where(gains.isfinite(), gains, together), float(together)
 
 
-def _offsets(first: Tensor, difference: Tensor, usable: Tensor) -> Tensor:
+def _offsets(light: Tensor, gains: Tensor) -> Tensor:
     """Return the curves of ``PairAlignment.offsets``."""
     curves = torch.zeros(3, 2, LEVELS)
-    light = block_light(first, difference, usable, SMALL_BLOCK).flatten(2)
-    for colour, (level, offset, number) in enumerate(light.transpose(0, 1)):
-        most = number == SMALL_BLOCK**2
-        if int(most.sum()) >= LEVELS:
-            curves[colour] = offset_by_level((level / number)[most], (offset / number)[most], LEVELS)
+    for colour, (anchor, target, number) in enumerate(light.flatten(2).transpose(0, 1)):
+        whole = number == SMALL_BLOCK**2
+        if int(whole.sum()) >= LEVELS:
+            level, brightened = (part[whole] / SMALL_BLOCK**2 for part in (anchor, gains[colour] * target))
+            curves[colour] = offset_by_level(level, brightened - level, LEVELS)
     return curves
 
 
