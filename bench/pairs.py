@@ -18,7 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 
 from machine import ROOT, describe
 from pairs_peers import PEERS
+from safelight.core.allocator import keep_freed_memory, release_freed_memory
 from safelight.core.device import Device
 from safelight.core.events import EventLog
 from safelight.core.execute import Executor
@@ -53,7 +55,7 @@ SHIFTS = {
 }
 CASES = (("even", LOW), ("odd", LOW), ("sub-pixel", LOW), ("odd", HIGH), ("sub-pixel", HIGH))
 SIDES = {24: (4000, 6000), 60: (6336, 9504)}
-FRAMES = 9
+FRAMES, ROUNDS = 9, 7
 ALIGN_SECONDS, SCENE_RATIO, MEMORY = 0.3, 1.3, 1.2e9
 
 Measured = dict[str, Any]
@@ -135,12 +137,17 @@ def part_pair() -> Measured:
 
 
 def part_scene() -> Measured:
-    """A scene of nine frames of 24 megapixels: decoding alone in two threads, and with all shifts and gains."""
+    """A scene of nine frames of 24 megapixels, in turn: decoded by two threads, and with all shifts and gains."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = [_write_compressed(folder / f"{number}.dng", number) for number in range(FRAMES)]
-        decoded, aligned = _decode_all(paths), _align_all(paths, folder)
-    return {"decode": decoded, "scene": aligned, "ratio": aligned[0] / decoded[0]}
+        with ProcessPoolExecutor(1, get_context("spawn")) as alone:  # a process of which nothing was tuned
+            rounds = [
+                (alone.submit(_decode_all, paths).result(), _align_all(paths, folder)) for _ in range(ROUNDS + 1)
+            ][1:]
+    decoded, aligned = (np.median([one[part] for one in rounds], axis=0).tolist() for part in (0, 1))
+    ratios = [scene[0] / decode[0] for decode, scene in rounds]
+    return {"decode": decoded, "scene": aligned, "ratio": statistics.median(ratios), "ratios": sorted(ratios)}
 
 
 def _write_compressed(path: Path, number: int) -> Path:
@@ -184,11 +191,13 @@ def _decode_all(paths: list[Path]) -> tuple[float, float]:
 
 def _align_all(paths: list[Path], folder: Path) -> tuple[float, float]:
     def run_scene() -> None:
+        keep_freed_memory()
         run = executor(folder)
         frames = (decoded.frame for decoded in decode_ahead([frame_file(path, path.name) for path in paths]))
         anchor = prepare(_decoded(next(frames)), run)
         for frame in frames:
             assert align(anchor, _decoded(frame), run).status == "ok"
+        release_freed_memory()
 
     return _spent(run_scene)
 
@@ -211,6 +220,7 @@ def measure_memory() -> Measured:
     """Align and mask; return the peak since both frames were there. Linux only."""
     clean, noisy = (framed(large_frame(60, shift, light, 1)) for shift, light in (((0, 0), 1.0), ((4, -6), 0.45)))
     Path("/proc/self/clear_refs").write_text("5")
+    keep_freed_memory()
     before = _status("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
         run = executor(Path(folder))
@@ -288,9 +298,10 @@ def _show_scene(found: Measured) -> list[str]:
     (decode, _), (scene, _) = found["decode"], found["scene"]
     return [
         *_heading(f"A scene of {FRAMES} frames of 24 megapixels, two threads decode", found),
-        f"- decoding alone {decode:.2f} s, with all shifts and gains {scene:.2f} s by the clock",
+        f"- decoding alone {decode:.2f} s, with all shifts and gains {scene:.2f} s by the clock; {ROUNDS} rounds",
         f"- processor: {found['decode'][1]:.2f} s and {found['scene'][1]:.2f} s",
-        f"- ≤ {SCENE_RATIO} × decoding: {found['ratio']:.2f}, {verdict(found['ratio'] <= SCENE_RATIO)}",
+        f"- ≤ {SCENE_RATIO} × decoding: {found['ratio']:.2f} ({found['ratios'][0]:.2f} … {found['ratios'][-1]:.2f}), "
+        f"{verdict(found['ratio'] <= SCENE_RATIO)}",
         "",
     ]
 

@@ -77,9 +77,14 @@ class DryRuns:
     def __init__(self) -> None:
         self._known: dict[Hashable, Cost] = {}
 
+    @staticmethod
+    def key(kernel: MapKernel, source: Source) -> Hashable:
+        """Return what is the same for computations that take the same memory for a number of rows."""
+        return (signature(kernel), tuple(source.shape), source.dtype, _rows_tried(kernel, source))
+
     def cost(self, kernel: MapKernel, source: Source, shared: bool) -> Cost:
         """Return what ``predict_cost`` says, from a dry run of now or of an earlier frame."""
-        key = (signature(kernel), tuple(source.shape), source.dtype, _rows_tried(kernel, source), shared)
+        key = (self.key(kernel, source), shared)
         if key not in self._known:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()

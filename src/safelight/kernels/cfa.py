@@ -129,7 +129,7 @@ def grey(rows: Tensor, side: int) -> Tensor:
         (…, height // side, width // side).
     """
     height, width = (size // side * side for size in rows.shape[-2:])
-    return _cell_means((rows[..., y:height:side, :width] for y in range(side)), side)
+    return _cell_sums((rows[..., y:height:side, :width] for y in range(side)), side).div_(side * side)
 
 
 def light_cells(rows: Tensor, tile: Tile, black: Tensor, white: Tensor, most: Tensor | None = None) -> Tensor:
@@ -151,16 +151,18 @@ def light_cells(rows: Tensor, tile: Tile, black: Tensor, white: Tensor, most: Te
         (n · period / side, width / side).
     """
     side, width = cell_side(tile), rows.shape[-1]
-    scale = at_sites(1 / (white - black), tile, width)
-    at_zero = at_sites(-black / (white - black), tile, width)
-    highest = None if most is None else at_sites(most, tile, width)
+    by_cell = (len(tile) // side, side, width)
+    share = 1 / (side * side * (white - black))
+    scale, at_zero = (at_sites(values, tile, width).view(by_cell) for values in (share, -black * share))
+    highest = None if most is None else at_sites(most, tile, width).view(by_cell)
+    lines = rows.view(-1, *by_cell)
 
     def light(y: int) -> Tensor:
-        values = rows[:, y].to(black.dtype)
-        return torch.addcmul(at_zero[y], values if highest is None else torch.minimum(values, highest[y]), scale[y])
+        values = lines[:, :, y].to(black.dtype)
+        cut = values if highest is None else torch.minimum(values, highest[:, y])
+        return torch.addcmul(at_zero[:, y], cut, scale[:, y])
 
-    cells = range(0, len(tile), side)
-    return torch.stack([_cell_means(map(light, range(y, y + side)), side) for y in cells], dim=1).flatten(0, 1)
+    return _cell_sums(map(light, range(side)), side).flatten(0, 1)
 
 
 def colour_cells(rows: Tensor, tile: Tile, black: Tensor, white: Tensor) -> Tensor:
@@ -282,10 +284,10 @@ def _weigh(values: Tensor, weights: Sequence[float]) -> Tensor:
     return weigh_neighbours(weigh_neighbours(padded, weights, -2), weights, -1)
 
 
-def _cell_means(lines: Iterable[Tensor], side: int) -> Tensor:
-    """Return means over cells from the lines of cells, (…, width) each: along columns first, where memory is in order."""
+def _cell_sums(lines: Iterable[Tensor], side: int) -> Tensor:
+    """Return sums over cells from the lines of cells, (…, width) each: down first, where memory is in order."""
     total = _sum(lines)
-    return _sum(total[..., x::side] for x in range(side)).div_(side * side)
+    return _sum(total[..., x::side] for x in range(side))
 
 
 def _sum(parts: Iterable[Tensor]) -> Tensor:

@@ -62,7 +62,7 @@ def despeckle(image: Tensor) -> Tensor:
     low3, high3 = torch.minimum(low, middle), torch.maximum(high, middle)
     lowest = torch.minimum(torch.minimum(low3[:-2], low3[2:]), low[1:-1])
     highest = torch.maximum(torch.maximum(high3[:-2], high3[2:]), high[1:-1])
-    return torch.minimum(torch.maximum(image, lowest), highest)
+    return image.clamp(lowest, highest)
 
 
 def spectrum(frames: Tensor) -> Tensor:
@@ -103,7 +103,8 @@ def coarse_shift(targets: Tensor, anchor: Tensor) -> Tensor:
         ``NEIGHBOURHOOD`` from it.
     """
     shape = (fast_length(targets.shape[-2]), fast_length(targets.shape[-1]))
-    surface = torch.fft.irfft2(_cross_power(anchor, spectrum(targets), shape[1]), s=shape)
+    power, _ = _cross_power(anchor, spectrum(targets), shape[1])
+    surface = torch.fft.irfft2(power, s=shape)
     return _peak(surface)
 
 
@@ -125,7 +126,7 @@ def fine_shift(pairs: Tensor) -> Tensor:
     """
     width = fast_length(pairs.shape[-1])
     spectra = spectrum(pairs)
-    power = _cross_power(spectra[:, 0], spectra[:, 1], width)
+    power, modulus = _cross_power(spectra[:, 0], spectra[:, 1], width)
     y, x = _constant(np.fft.fftfreq(power.shape[-2]), pairs), _constant(np.fft.rfftfreq(width), pairs)
     at = torch.zeros((len(power), 2), dtype=pairs.dtype, device=pairs.device)
     reach = REACH
@@ -138,7 +139,7 @@ def fine_shift(pairs: Tensor) -> Tensor:
         at = at + torch.stack((grid[1:-1][row], grid[1:-1][column]), dim=1)
         reach = step
     at = at + _STEPS[-1] * _vertex(surface, row + 1, column + 1)
-    most = (power.abs() * _column_weights(width, pairs)).flatten(1).sum(1)
+    most = (modulus * _column_weights(width, pairs)).flatten(1).sum(1)
     return torch.cat((at, (height / (most + _TINY))[:, None]), dim=1)
 
 
@@ -185,13 +186,13 @@ def _low_pass(frequencies: np.ndarray, like: Tensor) -> Tensor:
     return _constant(np.exp(-0.5 * (frequencies / BANDWIDTH) ** 2), like)
 
 
-def _cross_power(anchor: Tensor, target: Tensor, width: int) -> Tensor:
-    """Return the half-whitened, low-passed cross-power spectrum."""
+def _cross_power(anchor: Tensor, target: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return the half-whitened, low-passed cross-power spectrum, and its modulus."""
     power = anchor * target.conj()
     modulus = power.abs()
     rows, columns = np.fft.fftfreq(power.shape[-2]), np.fft.rfftfreq(width)
-    weight = _low_pass(rows, modulus)[:, None] * _low_pass(columns, modulus)
-    return power.mul_(weight / modulus.add_(_TINY).pow_(WHITENING))
+    weight = (_low_pass(rows, modulus)[:, None] * _low_pass(columns, modulus)) / (modulus + _TINY).pow_(WHITENING)
+    return power.mul_(weight), modulus.mul_(weight)
 
 
 def _column_weights(width: int, like: Tensor) -> Tensor:

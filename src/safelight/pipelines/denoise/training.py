@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from safelight.core.allocator import keep_freed_memory, release_freed_memory
 from safelight.core.checkpoint import Checkpoint, identity_of
 from safelight.core.device import Device
 from safelight.core.errors import InputError
@@ -20,7 +21,6 @@ from safelight.core.events import Value
 from safelight.core.execute import Executor
 from safelight.core.options import Seconds, Settings
 from safelight.core.peak import PeakMemory
-from safelight.pipelines.denoise.allocator import keep_freed_memory, release_freed_memory
 from safelight.pipelines.denoise.footprint import check_fits, data_limit, plan_step
 from safelight.pipelines.denoise.frames import Frames
 from safelight.pipelines.denoise.masking import BlindSpots, Masker, MaskingSettings

@@ -24,16 +24,16 @@ from safelight.kernels.exposure import (
 )
 from safelight.pipelines.pairs.overlap import Overlap, PairRows, levels_of, pair_cells
 
-BANDS, BAND_ROWS = 8, 20
+BANDS, BAND_ROWS = 6, 18
 """How many bands of so many rows of tiles, a block and its context, are sampled for gain, noise and loss."""
 BANDS_AT_ONCE = 2
-CONTEXT = 2
-"""Rows of tiles at either end of a band from which the others are interpolated."""
+CONTEXT = 1
+"""Row of tiles at either end of a band from which the others are interpolated."""
 BLOCK = 16
 """Side in cells of the blocks whose light is compared."""
 SMALL_BLOCK, LEVELS = 4, 16
 """Side in cells of the blocks that tell the offset at each of so many levels."""
-NOISE_SAMPLES = 20_000
+NOISE_SAMPLES = 12_000
 """Pixels of each colour that the noise is fitted to."""
 CLEAR_LIGHT = 0.25
 """Noise at white, as a share of it, up to which frames are cut: of stronger noise a cut takes the light, too."""

@@ -26,11 +26,11 @@ GREY_ROWS = 128
 """Rows of tiles that are made grey at once: they stay in a cache."""
 COARSE_PIXELS = 750_000
 """Most grey pixels of the first search; larger frames are binned further."""
-ROUGH_SIDE, FINE_SIDE = 384, 768
+ROUGH_SIDE, FINE_SIDE = 288, 768
 """Longest side, in cells, of the middle from which the shift is found roughly, and exactly."""
 NEAR = 0.75
 """Cells from the whole shift within which the exact one is not drawn to it."""
-TILES, TILE_SIDE = 3, 256
+TILES, TILE_SIDE = 3, 192
 """Tiles along each axis, and their longest side in cells: their shifts' spread is the uncertainty."""
 MIN_OVERLAP = 0.25
 """Least share of the target that the anchor covers."""
