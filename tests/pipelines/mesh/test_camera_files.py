@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from safelight.core.errors import InputError
 from safelight.formats.mesh import read_mesh
@@ -65,6 +66,19 @@ def test_nerf_by_the_angle_of_view(tmp_path: Path, rows: Cameras) -> None:
     angle = 2 * np.arctan(112 / FOCAL)
     read = read_cameras(written(tmp_path, nerf_frames(rows), camera_angle_x=angle), VIEWS, 1)
     np.testing.assert_allclose(pixels(read), pixels(rows), atol=1e-9)
+
+
+def test_without_a_size_it_is_that_of_the_pictures(tmp_path: Path, rows: Cameras) -> None:
+    """As NeRF's synthetic scenes are: an angle of view, and frames."""
+    views = [tmp_path / view.name for view in VIEWS]
+    for view in views:
+        Image.new("RGB", (SIZE, SIZE)).save(view)
+    path = tmp_path / "transforms.json"
+    path.write_text(json.dumps({"camera_angle_x": 2 * np.arctan(112 / FOCAL), "frames": nerf_frames(rows)}))
+    np.testing.assert_allclose(pixels(read_cameras(path, views, 1)), pixels(rows), atol=1e-9)
+    views[1].write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"cannot be read as a picture.*" + views[1].stem):
+        read_cameras(path, views, 1)
 
 
 def test_opencv(tmp_path: Path, rows: Cameras) -> None:
@@ -124,6 +138,7 @@ def test_frames_that_are_no_cameras(tmp_path: Path, rows: Cameras) -> None:
     stretched = [{**frame, "transform_matrix": (2 * np.array(frame["transform_matrix"])).tolist()} for frame in frames]
     for wrong, problem in (
         (frames[:2], r"has no frame of 02\.png"),
+        ([*frames, frames[0]], "has 2 frames of 00"),
         (unnamed[:2], r"has 2 camera\(s\) for 3 view\(s\)"),
         (stretched, "a matrix is no rotation"),
         ([{}] * 3, "KeyError: 'R'"),

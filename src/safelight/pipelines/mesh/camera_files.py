@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safelight.core.errors import InputError
 from safelight.pipelines.mesh.cameras import SIDE, WORLD_SCALE, Cameras, orbiting
 from safelight.pipelines.mesh.options import FRAMES_SUFFIX
+from safelight.pipelines.mesh.views import picture_size
 
 _COLUMNS = 5
 """Azimuth, elevation, yaw, distance, field of view; the renderer ignores the last."""
@@ -106,12 +107,12 @@ def _from_frames(path: Path, views: Sequence[Path]) -> Cameras:
         frames = list(document["frames"])
         chosen = [_frame_of(path, frames, view, number, len(views)) for number, view in enumerate(views)]
         poses = [_pose(frame) for frame in chosen]
-        lenses = [_lens({**document, **frame}) for frame in chosen]
+        lenses = [_lens({**document, **frame}, view) for frame, view in zip(chosen, views, strict=True)]
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(
             f"cannot be read as cameras ({type(error).__name__}: {error})",
             path=path,
-            expected="frames with transform_matrix, or with K, R and t; fl_x or camera_angle_x; w and h",
+            expected="frames with transform_matrix, or with K, R and t; fl_x or camera_angle_x",
         ) from None
     axes, origin = (torch.from_numpy(np.stack(parts))[None] for parts in zip(*poses, strict=True))
     focal, centre = (torch.tensor(parts, dtype=torch.float64)[None] for parts in zip(*lenses, strict=True))
@@ -122,17 +123,17 @@ def _frame_of(
     path: Path, frames: Sequence[Mapping[str, Any]], view: Path, number: int, views: int
 ) -> Mapping[str, Any]:
     """Return the frame of a view: by its name where frames have names, else by its place."""
-    named = {Path(frame["file_path"]).stem: frame for frame in frames if "file_path" in frame}
-    if view.stem in named:
-        return named[view.stem]
-    if named or len(frames) != views:
-        raise (
-            _other_number(path, len(frames), views)
-            if not named
-            else InputError(
-                f"has no frame of {view.name}", path=path, expected=f"one of {', '.join(sorted(named)[:5])}"
-            )
-        )
+    named = [(Path(frame["file_path"]).stem, frame) for frame in frames if "file_path" in frame]
+    found = [frame for name, frame in named if name == view.stem]
+    if len(found) > 1:
+        raise InputError(f"has {len(found)} frames of {view.stem}", path=path, expected="one camera for each view")
+    if found:
+        return found[0]
+    if named:
+        names = sorted(name for name, _ in named)
+        raise InputError(f"has no frame of {view.name}", path=path, expected=f"one of {', '.join(names[:5])}")
+    if len(frames) != views:
+        raise _other_number(path, len(frames), views)
     return frames[number]
 
 
@@ -151,9 +152,10 @@ def _pose(frame: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.flo
     return axes, origin
 
 
-def _lens(frame: Mapping[str, Any]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Return focal length and principal point, x and y, in pixels of 224."""
-    width, height = _positive("w", frame["w"]), _positive("h", frame["h"])
+def _lens(frame: Mapping[str, Any], view: Path) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return focal length and principal point, x and y, in pixels of 224; without w and h, they are of the picture."""
+    size = (frame["w"], frame["h"]) if {"w", "h"} <= frame.keys() else picture_size(view)
+    width, height = (_positive(name, value) for name, value in zip("wh", size, strict=True))
     if "K" in frame:
         matrix = np.asarray(frame["K"], np.float64).reshape(3, 3)
         across, down, x, y = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]

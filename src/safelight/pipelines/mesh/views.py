@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,18 @@ def read_view(path: Path, blend: bool = False) -> View:
     return View(pixels[..., ::-1].transpose(2, 0, 1).copy(), silhouette, transparent)
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """Return width and height of a picture in pixels.
+
+    Raises
+    ------
+    InputError
+        It is missing, or cannot be read as a picture.
+    """
+    with _opened(path) as picture:
+        return picture.size
+
+
 def as_images(views: Sequence[View]) -> Tensor:
     """Return views as the networks take them, (views, 3, 224, 224) from 0 to 1."""
     return torch.from_numpy(np.stack([view.pixels for view in views])).float() / WHITE
@@ -131,17 +144,24 @@ def _in_eight_bits(picture: Image.Image, path: Path) -> Image.Image:
 
 
 def _read_rgba(path: Path) -> tuple[Bytes, bool]:
+    with _opened(path) as picture:
+        if max(picture.size) > _LARGEST:
+            raise InputError(
+                f"has {picture.width} × {picture.height} pixels",
+                path=path,
+                expected=f"at most {_LARGEST} along each side",
+            )
+        rgba = np.asarray(_in_eight_bits(picture, path).convert("RGBA"))
+        # Many programs write opacity that is full everywhere: such a photograph does not say where the object is.
+        return rgba, bool((rgba[..., 3] < WHITE).any())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture; whatever goes wrong while it is read is said of the file."""
     try:
         with Image.open(path) as picture:
-            if max(picture.size) > _LARGEST:
-                raise InputError(
-                    f"has {picture.width} × {picture.height} pixels",
-                    path=path,
-                    expected=f"at most {_LARGEST} along each side",
-                )
-            rgba = np.asarray(_in_eight_bits(picture, path).convert("RGBA"))
-            # Many programs write opacity that is full everywhere: such a photograph does not say where the object is.
-            return rgba, bool((rgba[..., 3] < WHITE).any())
+            yield picture
     except FileNotFoundError:
         raise InputError("there is no such picture", path=path) from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
