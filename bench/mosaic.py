@@ -172,7 +172,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="the folder with s1 and s3")
     arguments = parser.parse_args()
     path = RESULTS / "mosaic.json"
-    results: dict[str, Measured] = json.loads(path.read_text()) if path.exists() else {}
+    before: dict[str, Measured] = json.loads(path.read_text()) if path.exists() else {}
+    results = {name: part for name, part in before.items() if name not in arguments.only}
     for name in arguments.only:
         heading = describe("bench/mosaic.py")
         results[name] = {"heading": heading, "measured": PARTS[name](arguments.data.resolve())}

@@ -36,7 +36,8 @@ class Console:
         self._language = choose_language(options.lang)
         self._json = options.json_events
         self._quiet = options.quiet
-        self._least = Severity.DEBUG if options.verbose else Severity.WARNING if options.quiet else Severity.INFO
+        everything = options.verbose or options.json_events  # a program picks what it wants
+        self._least = Severity.WARNING if options.quiet else Severity.DEBUG if everything else Severity.INFO
         self._terminal = _terminal(stream or sys.stderr)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -46,9 +47,11 @@ class Console:
 
     def show(self, event: Event) -> None:
         """Show one event; subscribe this to an EventLog."""
+        if _RANK[event.severity] < _RANK[self._least]:
+            return
         if self._json:
             self._write_line(json.dumps(event.as_json()))
-        elif _RANK[event.severity] >= _RANK[self._least]:
+        else:
             self._terminal.print(translate(event, self._language), style=_STYLES[event.severity], markup=False)
 
     def progress(self, done: float, total: float, key: str, /, **data: Value) -> None:

@@ -95,6 +95,14 @@ def test_json_goes_to_standard_output_and_nothing_else_does(capsys: pytest.Captu
     assert said.err == ""
 
 
+def test_json_is_quiet_too_if_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    for options, severities in (({}, [*Severity]), ({"quiet": True}, [Severity.WARNING, Severity.ERROR])):
+        view = Console(CommonOptions(json_events=True, **options))
+        for severity in Severity:
+            view.show(Event("item_skipped", severity, {"name": "cells"}))
+        assert [json.loads(line)["severity"] for line in capsys.readouterr().out.splitlines()] == severities
+
+
 def test_names_are_no_markup() -> None:
     stream = io.StringIO()
     Console(CommonOptions(lang="en"), stream).show(Event("item_skipped", data={"name": "[red]cells[0]"}))
