@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -203,6 +204,7 @@ def assemble(item: Item, options: RunOptions, context: Context, prepared: tuple[
     preview = context.folder / PREVIEW
     with open_fits(path) as image:
         write_preview(preview, averaged(image))
+    shutil.rmtree(context.folder / SCRATCH, ignore_errors=True)  # what stopped runs left included
     details: dict[str, Any] = {"checks": seams}
     return Record((path, preview), details=details)
 
