@@ -129,6 +129,13 @@ def test_a_wrong_prediction_is_put_right_by_the_first_chunk_and_remembered(cache
     assert chunks[0][0] > chunks[0][1] == chunks[1][0], "chunks after the first one, and the next run's, are smaller"
 
 
+def test_frame_after_frame_is_measured_once(cache: Corrections) -> None:
+    executor = Executor(CPU, EventLog(), budget=Budget(1 << 30, "free"), corrections=cache)
+    for columns in (50, 50, 60, 50):
+        executor.map(Kernel("hungry", hungry), TensorSource(torch.rand(ROWS, columns)), TensorSink(ROWS))
+    assert len(executor.measured) == 2, "one of each shape"
+
+
 def test_a_prediction_that_was_too_high_lets_chunks_grow(tmp_path: Path) -> None:
     def frugal(rows: Tensor) -> Tensor:
         copies = [rows * number for number in range(9 if rows.is_meta else 2)]

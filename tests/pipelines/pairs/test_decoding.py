@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dng import BAYER, with_sha1, write_dng
 from safelight.formats.raw import RawSize
@@ -63,6 +64,17 @@ def test_no_more_frames_are_held_than_are_ahead(monkeypatch: pytest.MonkeyPatch)
         with lock:
             held.remove(decoded.file.name)
     assert most <= 1 + frames_ahead(files[0]) == 3
+
+
+def test_the_maths_leaves_cores_to_the_decoding(tmp_path: Path) -> None:
+    """Threads that wait for each other spin: a scene took twice as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert {torch.get_num_threads() for _ in decode_ahead(frames(tmp_path, 3))} == {4 - decoding.THREADS}
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_large_frames_are_read_one_ahead() -> None:
