@@ -7,6 +7,7 @@ import re
 import shutil
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from scipy.spatial.distance import pdist
 
 from safelight.cli import run
 from safelight.formats.mesh import Mesh, read_mesh, write_mesh
+from safelight.pipelines.mesh import inference
 from safelight.pipelines.mesh.camera_files import read_cameras
 from safelight.pipelines.mesh.hypotheses import icosahedron
 from safelight.pipelines.mesh.metrics import compare
@@ -240,6 +242,21 @@ def test_vertices_have_the_colours_of_the_photographs(
     assert "a .xyz file has none" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_mesh_that_no_photograph_shows_has_no_colours(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the cameras; the message does not speak of a nearest vertex that is seen."""
+    ball = small_template()
+    write_mesh(tmp_path / "away.obj", Mesh(ball.coordinates + np.array((5, 0, 0)), ball.levels[0].faces))
+    command = ["mesh", "refine", str(tmp_path / "away.obj"), *views(folder), *weights(folder, "refine"), "--colours"]
+    where = ["--out", str(tmp_path / "a.ply"), "--device", "cpu", "--results", str(tmp_path / "results")]
+    assert run([*command, *where]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "show none of the 12 vertices: the mesh is written without colours" in said
+    assert "nearest" not in said
+    assert trimesh.load(tmp_path / "a.ply", process=False).visual.kind is None
+
+
 def test_points_alone_are_no_mesh_to_refine(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.savetxt(tmp_path / "points.xyz", small_template().coordinates)
     command = ["mesh", "refine", str(tmp_path / "points.xyz"), *views(folder), *weights(folder, "refine")]
@@ -364,6 +381,33 @@ def test_a_batch_with_a_bad_object_gives_the_others_as_alone(
         assert [row[0] for row in rows] == ["chair_b_00", "lamp_c_00"]
         measured[batch] = [read_mesh(out / "meshes" / f"{row[0]}_predict.obj").vertices for row in rows]
     np.testing.assert_allclose(measured["2"], measured["1"], rtol=0, atol=1e-5)
+
+
+def test_nothing_is_computed_of_an_object_whose_truth_cannot_be_read(
+    folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither alone nor in the batch of another."""
+    shutil.copytree(data, tmp_path / "data")
+    for name in ("chair/a", "lamp/c"):
+        (tmp_path / "data" / name / "points.npz").write_bytes(b"no points")
+    computed = []
+    deform = inference.deform
+
+    def counted(network: CoarseNetwork, images: torch.Tensor, *others: Any) -> torch.Tensor:
+        computed.append(len(images))
+        return deform(network, images, *others)
+
+    monkeypatch.setattr(inference, "deform", counted)
+    command = ["mesh", "test", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "o"), "--batch-size", "3"]
+    command += ["--use-views", "0", "1", "2", "--warmup-iters", "0"]
+    assert run([*command, *weights(folder, "coarse"), *common(folder)]) == 1
+    assert computed == [1]
+    said = " ".join(capsys.readouterr().err.split())
+    for name in ("a", "c"):
+        assert f"{name}/points.npz: cannot be read" in said
+    assert [row.split(",")[0] for row in (tmp_path / "o" / "metrics_results.csv").read_text().splitlines()[1:]] == [
+        "chair_b_00"
+    ]
 
 
 def test_a_batch_and_workers_exclude_each_other(folder: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:

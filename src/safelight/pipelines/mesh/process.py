@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from safelight.core.errors import InputError
-from safelight.core.events import Severity, Value
+from safelight.core.events import Value
 from safelight.core.files import atomic_write, digest
 from safelight.core.pipeline import Context, Item, Prepared, Record
 from safelight.core.plan import Plan
@@ -177,9 +177,11 @@ def _colours(
 ) -> NDArray[np.uint8] | None:
     """Return the vertices' colours, None where no view sees any of them; say how many are seen."""
     colours, seen = vertex_colours(points, faces, views, cameras)
-    severity = Severity.INFO if seen.any() else Severity.WARNING
-    context.events.emit("vertices_coloured", severity, seen=int(seen.sum()), vertices=len(seen))
-    return colours if seen.any() else None
+    if not seen.any():
+        context.events.warning("vertices_not_coloured", vertices=len(seen))
+        return None
+    context.events.info("vertices_coloured", seen=int(seen.sum()), vertices=len(seen))
+    return colours
 
 
 def draw_silhouettes(

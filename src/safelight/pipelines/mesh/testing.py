@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from safelight.core.errors import SafelightError
@@ -38,7 +39,7 @@ _COMPONENTS = ("read", "coarse", "encode", "refine", "total")
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What the networks see of an object.
+    """What the networks see of an object, and its ground truth: all that is read, before anything is computed.
 
     Parameters
     ----------
@@ -47,13 +48,16 @@ class Seen:
         Of one sample.
     images : Tensor
         (views, 3, 224, 224).
+    truth : array
+        (n, 3) float64, in the first camera's frame.
     milliseconds : float
-        That reading took.
+        That reading the views and cameras took.
     """
 
     views: list[View]
     cameras: Cameras
     images: Tensor
+    truth: NDArray[np.float64]
     milliseconds: float
 
 
@@ -103,7 +107,7 @@ class Maker:
         Raises
         ------
         InputError
-            A view or the cameras cannot be read.
+            A view, the cameras or the ground truth cannot be read.
         """
         if name not in self._made:
             batch = {name: self._read(self._objects[name])}
@@ -126,8 +130,10 @@ class Maker:
                 yield name, self._read(rendered)
 
     def _read(self, rendered: Rendered) -> Seen:
+        truth = read_truth(rendered.truth)
         found, milliseconds = _timed(partial(read_views, rendered, self._focal, self._options.blend_alpha))
-        return Seen(*found, milliseconds)
+        views, cameras, images = found
+        return Seen(views, cameras, images, in_camera_frame(truth, cameras), milliseconds)
 
     def _compute(self, batch: Sequence[Seen], context: Context) -> list[Made]:
         """Return the meshes of some objects; each bears its share of what is done for all of them together."""
@@ -160,11 +166,10 @@ def plan(item: Item, options: TestOptions, context: Context) -> list[Plan]:
 def test(item: Item, options: TestOptions, context: Context, maker: Maker) -> Record:
     """Make the mesh of one object and measure it."""
     made = maker.make(item.name, context)
-    views, cameras, points = made.seen.views, made.seen.cameras, made.points
+    seen, points = made.seen, made.points
     vertices, faces = points.double().numpy(), maker.faces
-    truth = in_camera_frame(read_truth(item.payload.truth), cameras)
-    metrics = _measures(compare(vertices, truth), options.tau, "")
-    metrics |= _measures(compare(sample_surface(vertices, faces), truth), options.tau, "surface_")
+    metrics = _measures(compare(vertices, seen.truth), options.tau, "")
+    metrics |= _measures(compare(sample_surface(vertices, faces), seen.truth), options.tau, "surface_")
     metrics |= {f"{name}_ms": value for name, value in made.milliseconds.items()}
     meshes = tuple(context.folder / MESHES / f"{item.name}_predict{suffix}" for suffix in (".obj", ".xyz"))
     meshes[0].parent.mkdir(exist_ok=True)
@@ -172,7 +177,7 @@ def test(item: Item, options: TestOptions, context: Context, maker: Maker) -> Re
         write_mesh(path, Mesh(vertices, faces))
     pictures = context.folder / MESHES / item.name
     pictures.mkdir(exist_ok=True)
-    agreements = draw_silhouettes(points, faces, views, cameras, pictures)
+    agreements = draw_silhouettes(points, faces, seen.views, seen.cameras, pictures)
     metrics["silhouette_iou"] = sum(agreements.values()) / len(agreements)
     shown = shown_views(item.payload.views, agreements, f"{MESHES}/{item.name}")
     return Record(meshes, metrics, {"category": item.payload.category, "views": shown})
