@@ -9,17 +9,22 @@ that has other tests to run. As a program this is safelight's command line on a 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from prompt import Answer, prompt
 from safelight import cli
 from safelight.core import device as devices_of_core
 from safelight.core.device import DeviceInfo
@@ -94,14 +99,16 @@ class PretendedTensor(Tensor):
 
 
 def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    _refuse_the_hosts(func, args, kwargs)
-    real_args, real_kwargs = tree_map(_real, (args, kwargs))
+    given, structure = tree_flatten((args, kwargs))
+    _refuse_the_hosts(func, given)
+    real = [_real(value) for value in given]
+    real_args, real_kwargs = tree_unflatten(real, structure)
     result = _AT_ONCE.get(func, func)(*real_args, **real_kwargs)
     target = kwargs.get("device")
     if target is not None and torch.device(target).type != NAME:
         return result
-    for pretended, real in zip(tree_leaves((args, kwargs)), tree_leaves((real_args, real_kwargs)), strict=True):
-        if isinstance(pretended, PretendedTensor) and pretended.shape != real.shape:
+    for pretended, one in zip(given, real, strict=True):
+        if isinstance(pretended, PretendedTensor) and pretended.shape != one.shape:
             raise NotImplementedError(f"{func} changes a tensor's shape in place: register it as a factory")
     changed = [value for value, is_changed in _arguments(func, args, kwargs) if is_changed]
     if changed:  # in place, or into what was given
@@ -110,13 +117,13 @@ def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return tree_map(lambda value: PretendedTensor(value) if isinstance(value, Tensor) else value, result)
 
 
-def _refuse_the_hosts(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _refuse_the_hosts(func: Any, given: Sequence[Any]) -> None:
     """Raise what PyTorch raises where tensors of the device and of the host meet; numbers without a shape may."""
     name = func.overloadpacket.__name__
-    given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-    if name in _MAY_CROSS or (name in _MAY_BE_INDEXED_FROM_THE_HOST and isinstance(given[0], PretendedTensor)):
+    tensors = [value for value in given if isinstance(value, Tensor)]
+    if name in _MAY_CROSS or (name in _MAY_BE_INDEXED_FROM_THE_HOST and isinstance(tensors[0], PretendedTensor)):
         return
-    for tensor in given:
+    for tensor in tensors:
         if tensor.dim() > 0 and not isinstance(tensor, PretendedTensor):
             raise RuntimeError(
                 f"{func}: expected all tensors to be on the same device, found {NAME}:0 and {tensor.device}"
@@ -204,12 +211,30 @@ class _Generator(torch._C.Generator):
         return torch._C.Generator()
 
 
-def main() -> int:
-    """Run safelight's command line on a machine that has the device beside its CPU."""
+def pretend() -> None:
+    """Make this process one of a machine that has the device beside its CPU."""
     register()
     torch.Generator = _Generator  # type: ignore[misc]
     there = (DeviceInfo(f"{NAME}:0", NAME, 1 << 33, 1 << 33), *devices_of_core.devices())
     devices_of_core.devices = lambda: there
+
+
+def answer_lines() -> None:
+    """Do each line of the standard input, a folder and what is typed there, and write the answer as a line."""
+    pretend()
+    for line in sys.stdin:
+        folder, *arguments = json.loads(line)
+        try:
+            answer = prompt(Path(folder), *arguments)
+        except (RuntimeError, TypeError) as mistake:  # what the device raises
+            answer = Answer(1, "", "".join(traceback.format_exception(mistake)))
+        sys.stdout.write(json.dumps(asdict(answer)) + "\n")
+        sys.stdout.flush()
+
+
+def main() -> int:
+    """Run safelight's command line on a machine that has the device beside its CPU."""
+    pretend()
     return cli.run(sys.argv[1:])
 
 
