@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from safelight.core.device import Device
+from safelight.core.dry_run import predict_cost
 from safelight.core.events import EventLog
 from safelight.core.execute import Executor
 from safelight.core.kernel import Kernel
-from safelight.core.memory import Budget
+from safelight.core.memory import Budget, Ledger
 from safelight.core.plan import Corrections
 from safelight.core.stream import TensorSink, TensorSource
-from safelight.kernels.combine import Combined, combine
-from safelight.kernels.rejection import REJECTIONS, Rejection
+from safelight.kernels.combine import Combined, combine, rows_of_block
+from safelight.kernels.rejection import REJECTIONS, Method, Rejection
 
 METHODS = [pytest.param(rejection, id=f"{rejection.method}-{rejection.siril_guards}") for rejection in REJECTIONS]
 NONE = Rejection("none")
@@ -135,6 +136,43 @@ def test_chunks_change_no_bit_and_stay_within_the_plan(rejection: Rejection, tmp
     np.testing.assert_array_equal(sink.result.movedim(1, 0), whole)
     for measured in executor.measured:
         assert measured.measured_bytes <= 1.05 * measured.predicted_bytes
+
+
+def easy(*shape: int) -> Tensor:
+    """Nothing is an outlier, and nothing has to be iterated to know it."""
+    return 1000 + (torch.arange(shape[-1]) % 2).expand(shape).float()
+
+
+def hard(*shape: int) -> Tensor:
+    """Most pixels have outliers that come to light one after the other."""
+    generator = torch.Generator().manual_seed(5)
+    return 1000 + torch.empty(shape).exponential_(generator=generator) ** 4
+
+
+@pytest.mark.parametrize(
+    ("method", "frames", "slack"),
+    [
+        ("kappa_sigma", 12, 1.001),
+        ("winsorized_sigma_clip", 4, 1.02),
+        ("winsorized_sigma_clip", 12, 1.001),
+        ("linear_fit_clip", 12, 1.05),  # all of its pixels are iterated, some more often
+    ],
+)
+def test_a_plan_that_easy_pixels_have_corrected_holds_for_hard_ones(method: Method, frames: int, slack: float) -> None:
+    rejection = Rejection(method)
+    width = 701
+    extent = 2 * rows_of_block(width, frames)
+    per_frame = tuple(torch.linspace(0.9, 1.1, frames) for _ in range(4))
+    kernel = Kernel("combine", partial(rows, rejection), per_frame, alignment=rows_of_block(width, frames))
+    taken = []
+    for samples in (easy(extent, width, frames), noisy(extent, width, frames), hard(extent, width, frames)):
+        planned = predict_cost(kernel, TensorSource(samples), shared=True).peak(extent)
+        ledger = Ledger(samples.nbytes)
+        with torch.no_grad(), ledger:
+            kernel(samples)
+        taken.append(ledger.peak / planned)
+    assert max(taken) <= 1.001
+    assert max(taken) <= slack * min(taken)
 
 
 def test_weights_may_differ_from_pixel_to_pixel() -> None:

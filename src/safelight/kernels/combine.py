@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
@@ -31,6 +31,9 @@ BLOCK_SAMPLES = 1 << 19
 """Samples that are computed at a time: what a processor's cache holds. More only takes more memory, also on a GPU."""
 BLOCK_PIXELS = 1 << 12
 """Pixels that a block has at least, however many frames there are."""
+_ITERATED_PARTS = 2
+"""Parts of a block that are iterated one by one: then that takes no more memory than to sort a block, however many
+pixels the data make iterate."""
 MEDIAN_LOSS = math.pi / 2
 """Variance of the median over that of the mean, of Gaussian samples."""
 
@@ -140,26 +143,24 @@ def _combine_planes(
     planes = samples.new_empty((len(PLANES), *samples.shape[:-1]))
     flat = planes.view(len(PLANES), -1)
     width = math.prod(samples.shape[1:-1])
-    block_pixels = pixels_of_block(n)
     step = rows_of_block(width, n)
     starts = range(0, samples.shape[0], step)
-    waiting = _Waiting(flat, rejection, statistic)
+    most = min(pixels_of_block(n) // _ITERATED_PARTS, flat.shape[1])
+    of_weights, of_noise = (None if of is None else of.new_empty((n, most)) for of in (weights, noise))
+    room = _Ordered(samples.new_empty((n, most)), of_weights, of_noise)
+    waiting = _Waiting(flat, room, rejection, statistic)
     for start in starts[:1] if samples.is_meta else starts:  # all blocks take as much memory as the first
         rows = slice(start, start + step)
-        block = _frames_first(samples, rows)
-        if scale is not None:
-            block = block * scale[:, None]
-        if offset is not None:
-            block = block + offset[:, None]
         w, sigma = (None if of is None else _frames_first(of, rows)[order] for of in (weights, noise))
+        block = _normalised(_frames_first(samples, rows), scale, offset)
         ordered = _order(block, order.argsort(), w, sigma, rejection)
+        del block
         combined, iterated = _combine_ordered(ordered, rejection, statistic, iterate=False)
         first = start * width
-        flat[:, first : first + block.shape[1]] = combined
-        pixels = positions_of(iterated)
-        if waiting.pixels + pixels.shape[0] > block_pixels:  # never more than a block waits, as in a dry run
-            waiting.finish()
-        waiting.add(first + pixels, ordered.columns(pixels))
+        flat[:, first : first + combined.shape[1]] = combined
+        del combined
+        waiting.add(first, positions_of(iterated), ordered)
+        del w, sigma, ordered, iterated  # the next block so takes no more memory than this one
     waiting.finish()
     return planes
 
@@ -171,42 +172,56 @@ class _Ordered(NamedTuple):
     weights: Tensor | None
     noise: Tensor | None
 
-    def columns(self, pixels: Tensor) -> _Ordered:
-        weights, noise = (None if of is None else of.index_select(1, pixels) for of in (self.weights, self.noise))
-        return _Ordered(self.values.index_select(1, pixels), weights, noise)
+    def first(self, pixels: int) -> _Ordered:
+        """Return the first columns."""
+        weights, noise = (None if of is None else of[:, :pixels] for of in (self.weights, self.noise))
+        return _Ordered(self.values[:, :pixels], weights, noise)
 
 
 class _Waiting:
-    """Pixels that have to be iterated; many of them are at once.
+    """Pixels that have to be iterated; many of them are at once, but never more than there is room for.
 
-    A pass over few pixels takes as many operations as one over many.
+    A pass over few pixels takes as many operations as one over many. The room is taken at once, so that it is planned
+    for whatever the data are.
     """
 
-    def __init__(self, planes: Tensor, rejection: Rejection, statistic: Statistic) -> None:
-        self.pixels = 0
+    def __init__(self, planes: Tensor, room: _Ordered, rejection: Rejection, statistic: Statistic) -> None:
         self._planes = planes
+        self._room = room
+        self._most = room.values.shape[1]
         self._rejection = rejection
         self._statistic: Statistic = statistic
-        self._entries: list[tuple[Tensor, _Ordered]] = []
+        self._places = torch.empty(self._most, dtype=torch.int64, device=planes.device)
+        self._taken = 0
 
-    def add(self, pixels: Tensor, ordered: _Ordered) -> None:
-        self.pixels += pixels.shape[0]
-        self._entries.append((pixels, ordered))
+    def add(self, first: int, pixels: Tensor, ordered: _Ordered) -> None:
+        """Let some pixels of a block wait, whose first pixel is the image's pixel ``first``."""
+        left = pixels[: self._most] if pixels.is_meta else pixels  # all parts take as much memory as the first
+        while left.shape[0] > 0:
+            part, left = left[: self._most - self._taken], left[self._most - self._taken :]
+            taken = slice(self._taken, self._taken + part.shape[0])
+            for room, of in zip(self._room, ordered, strict=True):
+                if room is not None and of is not None:
+                    room[:, taken] = of.index_select(1, part)
+            self._places[taken] = first + part
+            self._taken = taken.stop
+            if self._taken == self._most:
+                self.finish()
 
     def finish(self) -> None:
         """Iterate and write what comes out."""
-        if self.pixels == 0:
+        if self._taken == 0:
             return
-        pixels = torch.cat([where for where, _ in self._entries])
-        values, weights, noise = zip(*(ordered for _, ordered in self._entries), strict=True)
-        self._entries, self.pixels = [], 0
-        joined = _Ordered(torch.cat(values, 1), _joined(weights), _joined(noise))
-        self._planes.index_copy_(1, pixels, _combine_ordered(joined, self._rejection, self._statistic)[0])
+        combined, _ = _combine_ordered(self._room.first(self._taken), self._rejection, self._statistic)
+        self._planes.index_copy_(1, self._places[: self._taken], combined)
+        self._taken = 0
 
 
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    given = [part for part in parts if part is not None]
-    return torch.cat(given, 1) if given else None
+def _normalised(block: Tensor, scale: Tensor | None, offset: Tensor | None) -> Tensor:
+    """Return samples (n, pixels) scaled and shifted frame by frame."""
+    if scale is not None:
+        block = block * scale[:, None]
+    return block if offset is None else block + offset[:, None]
 
 
 def _frames_first(values: Tensor, rows: slice) -> Tensor:
@@ -237,16 +252,15 @@ def _combine_ordered(
 ) -> tuple[Tensor, Tensor]:
     """Return the planes of :class:`Combined`, (7, pixels), and where they do not hold without iterating."""
     values, weights, noise = ordered
-    valid = less(values, values.new_full((), math.inf))
-    total = valid.sum(0)
+    total = _valid(values).sum(0)
     level = median_of_sorted(values, torch.zeros_like(total), total)
     deviations = torch.nan_to_num(values - level, nan=0.0, posinf=0.0)
     if iterate or rejection.method not in ("kappa_sigma", "winsorized_sigma_clip"):
         too_low, too_high = reject(deviations, total, level, rejection)
-        kept, low, high = valid - too_low - too_high, too_low.sum(0), too_high.sum(0)
+        kept, low, high = _valid(values) - too_low - too_high, too_low.sum(0), too_high.sum(0)
         unsure = torch.zeros_like(total, dtype=torch.bool)
     else:
-        kept, low, high = valid, torch.zeros_like(total), torch.zeros_like(total)
+        kept, low, high = _valid(values), torch.zeros_like(total), torch.zeros_like(total)
         unsure = ~surely_keeps_all(deviations, total, rejection)
     count = kept.sum(0)
 
@@ -261,6 +275,10 @@ def _combine_ordered(
         loss = torch.where(count > 2, MEDIAN_LOSS, torch.ones_like(weight))
         n_eff, variance = n_eff / loss, variance * loss
     return torch.stack((image, weight, variance, count, n_eff, low, high)), unsure
+
+
+def _valid(values: Tensor) -> Tensor:
+    return less(values, values.new_full((), math.inf))
 
 
 def _median_of_kept(deviations: Tensor, kept: Tensor, count: Tensor) -> Tensor:

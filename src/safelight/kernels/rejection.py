@@ -222,13 +222,15 @@ def _clip_repeatedly(values: Tensor, valid: Tensor, rejection: Rejection, measur
     for _ in range(_rounds(values, values.shape[0]) - 1):
         if pixels.shape[0] == 0:
             break
-        was_low, was_high = low.index_select(1, pixels), high.index_select(1, pixels)
-        kept = valid.index_select(1, pixels) - was_low - was_high
+        was_low = low.index_select(1, pixels)
+        first, kept = was_low.sum(0), valid.index_select(1, pixels) - was_low - high.index_select(1, pixels)
+        del was_low  # gathered again below: a pass takes most memory before
         now_low, now_high, again = _clip_once(
-            values.index_select(1, pixels), kept, was_low.sum(0), total[pixels], rejection, measure
+            values.index_select(1, pixels), kept, first, total[pixels], rejection, measure
         )
-        low.index_copy_(1, pixels, was_low + now_low)
-        high.index_copy_(1, pixels, was_high + now_high)
+        low.index_copy_(1, pixels, now_low.add_(low.index_select(1, pixels)))
+        high.index_copy_(1, pixels, now_high.add_(high.index_select(1, pixels)))
+        del now_low, now_high, kept  # the next pass so takes no more than this one
         pixels = pixels[positions_of(again)]
     return low, high
 
@@ -326,6 +328,7 @@ def _winsorized_std(deviations: Tensor, count: Tensor, std: Tensor) -> Tensor:
         still = positions_of(settled == 0)
         if still.shape[0] == 0:
             return result
+        del clipped_std  # its memory makes room for the next one's
         pixels, std, bound, count = (of.index_select(0, still) for of in (pixels, std, bound, count))
         deviations = deviations.index_select(1, still)
     return result
