@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 
 from machine import ROOT, describe
 from pairs_peers import PEERS
-from safelight.core.allocator import keep_freed_memory, release_freed_memory
 from safelight.core.device import Device
 from safelight.core.events import EventLog
 from safelight.core.execute import Executor
@@ -191,13 +190,11 @@ def _decode_all(paths: list[Path]) -> tuple[float, float]:
 
 def _align_all(paths: list[Path], folder: Path) -> tuple[float, float]:
     def run_scene() -> None:
-        keep_freed_memory()
         run = executor(folder)
         frames = (decoded.frame for decoded in decode_ahead([frame_file(path, path.name) for path in paths]))
         anchor = prepare(_decoded(next(frames)), run)
         for frame in frames:
             assert align(anchor, _decoded(frame), run).status == "ok"
-        release_freed_memory()
 
     return _spent(run_scene)
 
@@ -220,7 +217,6 @@ def measure_memory() -> Measured:
     """Align and mask; return the peak since both frames were there. Linux only."""
     clean, noisy = (framed(large_frame(60, shift, light, 1)) for shift, light in (((0, 0), 1.0), ((4, -6), 0.45)))
     Path("/proc/self/clear_refs").write_text("5")
-    keep_freed_memory()
     before = _status("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
         run = executor(Path(folder))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from safelight.core import plan as plan_module
 from safelight.core.device import Device
 from safelight.core.dry_run import Cost
 from safelight.core.kernel import Kernel
@@ -45,6 +46,14 @@ def test_everything_at_once_where_it_fits() -> None:
 def test_no_more_rows_than_wanted_even_if_more_fit(most: int, rows: int) -> None:
     assert planned(1 << 30, most_rows=most).rows == rows
     assert planned(1000 + 14 * 100, most_rows=most).rows == 64, "nor more than fit"
+
+
+def test_on_the_host_a_chunk_is_no_larger_than_what_is_kept_for_the_next_one() -> None:
+    most = plan_module._CHUNK_ON_HOST // COST.per_row
+    everything = {"budget": 1 << 60, "extent": 4 * most}
+    assert most - 64 < planned(**everything).rows <= most
+    assert planned(**everything, host=1 << 60).rows == 4 * most, "a GPU takes all that fits"
+    assert planned(**everything, halo=most // 16).rows >= 2 * (most - 64), "or what is done twice would be much"
 
 
 def test_chunks_are_aligned_and_within_the_budget_halo_included() -> None:

@@ -300,6 +300,7 @@ class Executor:
     def _run_stage(self, job: _Job, stage: Stage, plan: Plan, start: int) -> int:
         """Run from row ``start`` on one device; return the first row that is not done."""
         self.events.debug("plan", **plan.describe())
+        stage.keep_freed_memory()
         ready = self._load(stage, job.kernel)
         if ready is None:
             return start
@@ -390,8 +391,10 @@ class Executor:
     ) -> tuple[Tensor | None, str | None]:
         """Return the loss of a batch done in micro-batches, or the message of an out-of-memory."""
         total: Tensor | None = None
+        stage = self._first_stage()
+        stage.keep_freed_memory()
         try:
-            with self._first_stage().accounting():
+            with stage.accounting():
                 for start in range(0, batch_size, size):
                     share = loss_of(start, min(start + size, batch_size))
                     share.backward()  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import platformdirs
 import torch
 
+from safelight.core.allocator import MOST_KEPT
 from safelight.core.device import Device, hardware_name
 from safelight.core.dry_run import Cost
 from safelight.core.events import Value
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 _LEAST, _MOST = 0.1, 10.0
 _NOTICEABLE = 0.01
 """Relative change of a correction that is worth a write."""
+_CHUNK_ON_HOST = MOST_KEPT // 2
+"""Bytes of rows that are enough for a chunk where device and host share their memory: with more, what is freed is not
+kept for the next one, and three times the time goes by."""
+_HALOS = 32
+"""Such a chunk has at least so many halos' rows, as it computes two of them for nothing."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,10 @@ def make_plan(
     if host is not None:
         room = min(room, host.bytes // (2 * cost.input_row))
     fitting = source.extent if room >= source.extent else _aligned(room - 2 * kernel.halo, smallest)
-    wanted = source.extent if most_rows is None else min(source.extent, _aligned(most_rows, smallest))
+    enough = source.extent if most_rows is None else most_rows
+    if host is None:
+        enough = min(enough, max(_CHUNK_ON_HOST // cost.per_row, _HALOS * kernel.halo))
+    wanted = source.extent if enough >= source.extent else _aligned(enough, smallest)
     return Plan(
         kernel=kernel.name,
         device=str(device.torch_device),

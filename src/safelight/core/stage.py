@@ -10,9 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from safelight.core.allocator import keep_freed_memory
 from safelight.core.device import Device
 from safelight.core.kernel import MapKernel
 from safelight.core.memory import Budget, Ledger, VirtualDevice
+
+_KEPT = 4
+"""Of the host's budget, one part in so many may be memory that was freed and kept."""
 
 
 @dataclass
@@ -47,6 +51,11 @@ class Stage:
     def is_host(self) -> bool:
         """Whether this is the CPU with the host's own memory."""
         return self.device.is_cpu and self.virtual is None
+
+    def keep_freed_memory(self) -> None:
+        """Let the host keep some of what a chunk or a step frees for the next one."""
+        if self.is_host:
+            keep_freed_memory(self.budget.bytes // _KEPT)
 
     def accounting(self) -> AbstractContextManager[object]:
         """Return a context in which allocations are the virtual device's, if this is one."""

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from safelight.core.allocator import release_freed_memory
 from safelight.core.device import compiled_graphs, select
 from safelight.core.errors import InputError, SafelightError, UsageError, WorkerError, as_failure
 from safelight.core.events import Event, EventLog, Severity, Value
@@ -151,6 +152,8 @@ def attempt(process: Process, item: Item, options: CommonOptions, context: Conte
         if not is_out_of_memory(error):
             raise
         return Failed(_no_memory_for(item, error))
+    finally:
+        release_freed_memory()
     return Done(record, time.monotonic() - started)
 
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from safelight.core.allocator import keep_freed_memory, release_freed_memory
+from safelight.core.allocator import release_freed_memory
 from safelight.core.checkpoint import Checkpoint, identity_of
 from safelight.core.device import Device
 from safelight.core.errors import InputError
@@ -192,7 +192,6 @@ class Training:
         self._averaged = self._new_network().eval()
         self._tensors = _floating(self._network)
         self._averages = _floating(self._averaged)
-        keep_freed_memory()
         parameters = list(self._network.parameters())
         self._optimizer = torch.optim.Adam(
             parameters, settings.learning_rate, betas=(0.9, 0.99), fused=device.kind in ("cpu", "cuda")

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from safelight.core.allocator import keep_freed_memory, release_freed_memory
 from safelight.core.errors import InputError, NothingToDoError, SafelightError
 from safelight.core.events import Event, Severity, Value
 from safelight.core.files import atomic_write
@@ -106,7 +105,6 @@ def pair_scene(item: Item, options: RunOptions, context: Context, _: object) -> 
     journal = PairJournal(context.folder, scene, work.settings)
     _take_finished(work, journal)
     left = missing(work.pairs, scene)
-    keep_freed_memory()
     for group in anchor_groups([file for file in scene.gt if any(file.name == gt for gt, _ in left)]):
         anchors = [(decoded, prepare(frame, context.executor)) for decoded, frame in work.usable(group)]
         names = {gt.file.name for gt, _ in anchors}
@@ -118,7 +116,6 @@ def pair_scene(item: Item, options: RunOptions, context: Context, _: object) -> 
                     context.progress(len(work.pairs), total, "pairs_progress", scene=scene.name)
                     work.pairs.append(_pair(work, gt, anchor, noisy, frame))
                     journal.add(work.pairs[-1])
-    release_freed_memory()
     path, lines = context.folder / SCENES / f"{scene.name}.jsonl", [pair.line for pair in work.pairs]
     write_lines(path, lines)
     journal.remove()
