@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
+from safelight.core.dry_run import predict_cost
+from safelight.core.kernel import Kernel
+from safelight.core.memory import Ledger
+from safelight.core.stream import TensorSource
 from safelight.kernels.coadd import LAYERS, coadd
 from safelight.kernels.rejection import Rejection
 
@@ -99,3 +105,20 @@ def test_a_stack_unlike_the_others_is_rejected_with_its_frames() -> None:
     assert rejected["image"][0, 0, 10] < 102
     assert rejected["count"][0, 0, 10] == 5
     assert rejected["count"].mean() > 5.5, "the others are kept"
+
+
+@pytest.mark.parametrize(("stacks", "slack"), [(1, 1.001), (2, 1.001), (4, 1.25)])
+def test_how_much_stacks_overlap_changes_little_of_the_memory(stacks: int, slack: float) -> None:
+    kernel = Kernel("coadd", partial(coadd, rejection=CLIP))
+    everywhere = layers(stacks, rows=128, width=2500).float()
+    nowhere = everywhere.clone()
+    nowhere[:, 0, ..., 1:] = torch.nan
+    taken = []
+    for rows in (everywhere, nowhere):
+        planned = predict_cost(kernel, TensorSource(rows), shared=True).peak(len(rows))
+        ledger = Ledger(rows.nbytes)
+        with torch.no_grad(), ledger:
+            kernel(rows)
+        taken.append(ledger.peak / planned)
+    assert max(taken) <= 1.001
+    assert max(taken) <= slack * min(taken)

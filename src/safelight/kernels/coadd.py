@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from safelight.core.kernel import KernelInfo, Sample
-from safelight.kernels.combine import combine
-from safelight.kernels.rejection import Rejection, positions_of
+from safelight.kernels.combine import combine, rows_of_block
+from safelight.kernels.rejection import Rejection, positions_of, sum_of
 
 LAYERS = ("image", "weight", "variance", "n_eff", "count", "low", "high")
 """What is blended, in this order: see ``combine.Combined``."""
+
+FEWEST_JUDGED = 3
+"""Stacks of which one can be an outlier."""
 
 
 def coadd(layers: Tensor, rejection: Rejection) -> Tensor:
@@ -33,30 +36,50 @@ def coadd(layers: Tensor, rejection: Rejection) -> Tensor:
         (Σw)²/Σ(w²/n); the number of frames Σn; how many samples were rejected in all stacks as too low, and as too
         high. Where there is no stack the image and the variance are NaN, the others 0.
     """
-    image, weight, *_ = layers.unbind(1)
-    used = (weight > 0) & ~image.isnan()
-    blended = torch.where(used[:, None], layers, 0).sum(-1)  # all there is to do where there is only one stack
-    stacks = used.sum(-1)
-    for unknown in ("image", "variance"):
-        blended[:, LAYERS.index(unknown)].masked_fill_(stacks == 0, torch.nan)
-    planes = blended.transpose(0, 1).flatten(1)
-    shared = positions_of((stacks > 1).flatten())
-    planes.index_copy_(1, shared, _blend(layers.movedim((-1, 1), (0, 1)).flatten(2).index_select(2, shared), rejection))
-    return planes.view(-1, *stacks.shape).transpose(0, 1)
+    rows, _, channels, width, stacks = layers.shape
+    blended = layers.new_empty((len(LAYERS), rows, channels, width))
+    step = rows_of_block(channels * width, len(LAYERS) * stacks)
+    starts = range(0, rows, step)
+    for start in starts[:1] if layers.is_meta else starts:  # all blocks take as much memory as the first
+        block = layers[start : start + step].movedim((-1, 1), (0, 1))
+        blended[:, start : start + step] = _blend(block.flatten(2), rejection).view(block.shape[1:])
+    return blended.transpose(0, 1)
 
 
 def _blend(layers: Tensor, rejection: Rejection) -> Tensor:
-    """Return the mean (7, pixels) of stacks (stacks, 7, pixels)."""
+    """Return the blended layers (7, pixels) of stacks (stacks, 7, pixels)."""
+    image, weight, variance, n_eff, *samples = layers.unbind(1)
+    used = (weight > 0) & ~image.isnan()
+    stacks = used.sum(0)
+    w = torch.where(used, weight, 0)
+    total = sum_of(w.clone())
+    level = sum_of(torch.where(used, image, 0)) / stacks
+    mean = level + sum_of(w * torch.where(used, image - level, 0)) / total
+    noise = sum_of(torch.where(used, w.square() * variance, 0)) / total.square()
+    effective = total.square() / sum_of(w.square() / n_eff.clamp(min=1))
+    numbers = (sum_of(torch.where(used, of, 0)) for of in samples)
+    blended = torch.stack([mean, total, noise, torch.where(stacks > 0, effective, 0), *numbers])
+    if len(layers) < FEWEST_JUDGED:
+        return blended
+    judged = positions_of(stacks >= FEWEST_JUDGED)
+    if judged.shape[0] == 0:
+        return blended
+    return blended.index_copy_(1, judged, _blend_surviving(layers.index_select(2, judged), rejection))
+
+
+def _blend_surviving(layers: Tensor, rejection: Rejection) -> Tensor:
+    """Return the same without the outliers among the stacks."""
     image, weight, variance, n_eff, count, low, high = layers.movedim(0, -1)
     used = (weight > 0) & ~image.isnan()
     image = image.masked_fill(weight <= 0, torch.nan)
-    blended = combine(image, weight, variance.nan_to_num(0).sqrt(), rejection=rejection)
-    # The same samples are rejected whatever they weigh, so other weights add up over the same survivors.
-    squares = combine(image, weight.square() / n_eff.clamp(min=1), rejection=rejection).weight
-    frames = combine(image, count, rejection=rejection).weight
-    effective = torch.where(blended.weight > 0, blended.weight.square() / squares, 0)
+    # The same stacks are rejected whatever they weigh, so other weights add up over the same survivors.
+    weights = torch.stack([weight, weight.square() / n_eff.clamp(min=1), count])
+    noise = variance.nan_to_num(0).sqrt()
+    survivors = combine(image.expand_as(weights), weights, noise.expand_as(weights), rejection=rejection)
+    total, squares, frames = survivors.weight
     low, high = (torch.where(used, samples, 0).sum(-1) for samples in (low, high))
-    return torch.stack([blended.image, blended.weight, blended.variance, effective, frames, low, high])
+    image, variance = survivors.image[0], survivors.variance[0]
+    return torch.stack([image, total, variance, total.square() / squares, frames, low, high])
 
 
 def _samples(device: torch.device, dtype: torch.dtype) -> Iterator[Sample]:
