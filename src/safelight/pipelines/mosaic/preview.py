@@ -8,9 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter, maximum_filter
+from torch import nn
 
 from safelight.core.files import atomic_write
 from safelight.formats.fits import FitsImage
@@ -21,6 +23,9 @@ Mask = NDArray[np.bool_]
 
 MOST_PIXELS = 3000
 """Longest side of a preview; a larger mosaic is averaged down."""
+
+_COMPRESSION = 4
+"""Of the PNG, 0 to 9: half the time of the usual 6 for 6 % more bytes."""
 
 _SKY = 0.12
 """Grey of the sky."""
@@ -36,6 +41,9 @@ _SMOOTHINGS = (2.0, 4.0, 8.0)
 
 _NOISE_AROUND = 24.0
 """σ in pixels of the Gaussian within which noise is measured."""
+
+_SHARPEST = 1.5
+"""σ in averaged pixels from which a Gaussian is smooth enough to be computed on them."""
 
 _NOISE_CLIP = 4.0
 """Standard deviations above which a pixel is a star's and no noise."""
@@ -94,7 +102,7 @@ def write_preview(path: Path, image: np.ndarray) -> None:
     pixels = stretch(image)
     picture = Image.fromarray(np.moveaxis(pixels, 0, -1)[::-1] if len(pixels) == 3 else pixels[0, ::-1])
     with atomic_write(path) as temporary:
-        picture.save(temporary, format="png")
+        picture.save(temporary, format="png", compress_level=_COMPRESSION)
 
 
 def stretch(image: Floats) -> NDArray[np.uint8]:
@@ -181,7 +189,7 @@ def _white_balance(above: Floats, seen: Mask) -> Floats:
     peaks = (calm == maximum_filter(calm, _STAR_SIZE)) & (calm > _STAR * _noise(calm[seen])) & seen
     if np.count_nonzero(peaks) < _FEWEST_STARS:
         return np.ones((len(above), 1, 1), np.float32)
-    light = np.stack([gaussian_filter(channel, _APERTURE)[peaks] for channel in above])
+    light = np.stack([_gaussian(channel, _APERTURE)[peaks] for channel in above])
     shares = np.median(light / light.mean(axis=0), axis=1)
     return np.asarray(shares.mean() / np.maximum(shares, 0.1), np.float32)[:, None, None]
 
@@ -202,18 +210,31 @@ def _calmed(above: Floats, noise: Floats, seen: Mask) -> Floats:
     for number, sigma in enumerate(_SMOOTHINGS):
         share = np.clip(1 - np.abs(steps - number), 0, 1) / _seen_around(seen, sigma)
         for into, channel in zip(calm, above, strict=True):
-            into += share * gaussian_filter(channel, sigma)
+            into += share * _gaussian(channel, sigma)
     return calm
 
 
 def _smoothed(plane: Floats, seen: Mask, sigma: float) -> Floats:
     """Return a plane smoothed over the pixels that were seen."""
-    return np.asarray(gaussian_filter(plane, sigma) / _seen_around(seen, sigma))
+    return np.asarray(_gaussian(plane, sigma) / _seen_around(seen, sigma))
 
 
 def _seen_around(seen: Mask, sigma: float) -> Floats:
     """Return which share of a pixel's surroundings was seen; never 0, for it is divided by."""
-    return np.asarray(np.maximum(gaussian_filter(seen.astype(np.float32), sigma), 1e-3))
+    return np.asarray(np.maximum(_gaussian(seen.astype(np.float32), sigma), 1e-3))
+
+
+def _gaussian(plane: Floats, sigma: float) -> Floats:
+    """Return a plane smoothed by a Gaussian; by a wide one on averages of pixels, which looks the same."""
+    factor = int(sigma / _SHARPEST)
+    if factor <= 1:
+        return np.asarray(gaussian_filter(plane, sigma))
+    squares = nn.functional.avg_pool2d(torch.from_numpy(plane)[None], factor, ceil_mode=True)
+    added = factor**2 / 4  # variance of the squares, factor² / 12, and of the interpolation between them, factor² / 6
+    smooth = gaussian_filter(squares[0].numpy(), (sigma**2 - added) ** 0.5 / factor)
+    whole = nn.functional.interpolate(torch.from_numpy(smooth)[None, None], scale_factor=factor, mode="bilinear")[0, 0]
+    height, width = plane.shape
+    return np.asarray(whole[:height, :width].numpy())
 
 
 def _noise(values: NDArray[np.floating]) -> float:
