@@ -29,7 +29,7 @@ ITEMS = 4
 # Imports everything once, then runs the real command line in a forked child for every folder it is told: 100 starts
 # of an interpreter with torch would take minutes. The child says when it begins.
 STEM = """
-import os, sys, torch._dynamo.utils
+import os, sys, filelock, rich.console, torch._dynamo.utils
 from pathlib import Path
 from safelight import cli
 from safelight.core import execute, history, runner
