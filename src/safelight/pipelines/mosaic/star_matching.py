@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
-from scipy.stats import binom
+from scipy.special import bdtrc
 
 from safelight.pipelines.mosaic.plane_fit import affordable_freedom, apply_plane, fit_plane
 
@@ -265,8 +265,9 @@ def _chance(points: Complexes, matched: int, other: StarPattern) -> float:
     uniform = 1 - math.exp(-len(other.points) * math.pi * NARROWING[-1] ** 2 / max(float(np.prod(high - low)), 1.0))
     ring = 6 * NARROWING[-1] * np.exp(2j * np.pi * np.arange(8) / 8)
     nearby = np.mean([len(mutual_pairs(_plane(points + shift), other.tree, NARROWING[-1])) for shift in ring]) / trials
-    tail = binom.logsf(matched - 3, max(trials - 2, 1), max(uniform, nearby)) / math.log(10)
-    return float(tail + math.log10(2) + 2 * math.log10(len(points) * len(other.points)))
+    as_many = float(bdtrc(matched - 3, max(trials - 2, 1), max(uniform, nearby)))  # scipy.stats takes long to load
+    tail = math.log10(as_many) if as_many > 0 else -math.inf
+    return tail + math.log10(2) + 2 * math.log10(len(points) * len(other.points))
 
 
 def _refined(similarity: _Similarity, frame: StarPattern, other: StarPattern) -> Registration:
