@@ -16,7 +16,7 @@ from unittest.mock import patch
 import psutil
 import pytest
 
-from prompt import prompt
+from prompt import Answer, prompt
 from safelight.core.files import digest, is_temporary
 from safelight.core.run import JOURNAL, RECORD
 
@@ -109,12 +109,17 @@ class Home:
         _, said = process.communicate(timeout=120)
         return process.returncode, said
 
+    def run_here(self, *more: str) -> Answer:
+        """Run in this process; workers, if there are any, have theirs."""
+        site = [str(self.folder / "site"), *sys.path]
+        with patch.object(sys, "path", site), patch.dict(os.environ, OMP_NUM_THREADS="2"):
+            answer = prompt(self.folder, *OBEY, *more)
+        sys.modules.pop("obey")
+        return answer
+
     def go_on(self) -> int:
         """Do the rest without workers."""
-        with patch.object(sys, "path", [str(self.folder / "site"), *sys.path]):
-            status = prompt(self.folder, *OBEY).status
-        sys.modules.pop("obey")
-        return status
+        return self.run_here().status
 
     def document(self) -> dict[str, Any]:
         document: dict[str, Any] = json.loads((self.out / RECORD).read_text())
@@ -149,9 +154,9 @@ def leftovers(home: Home) -> list[Path]:
 
 def test_workers_that_die_lose_only_their_item(home: Home) -> None:
     home.orders(a="fine", b="killed", c="crashed", d="well")
-    status, said = home.run(2)
-    assert status == 1
-    assert "Traceback" not in said
+    done = home.run_here("--workers", "2")
+    assert done.status == 1
+    assert "Traceback" not in done.said
     failures = home.failures()
     assert failures.keys() == {"b", "c"}
     assert "SIGKILL" in failures["b"]
@@ -170,8 +175,7 @@ def test_workers_that_die_lose_only_their_item(home: Home) -> None:
 
 def test_a_lost_device_replaces_the_worker_and_an_item_that_loses_it_again_has_failed(home: Home) -> None:
     home.orders(b="lost once", c="lost")
-    status, _ = home.run(2)
-    assert status == 1
+    assert home.run_here("--workers", "2").status == 1
     assert home.failures().keys() == {"c"}
     assert "lost 2 times at c" in home.failures()["c"]
     assert list(home.outputs()) == ["b.out"]
