@@ -33,7 +33,7 @@ from safelight.kernels.rejection import positions_of
 Interpolation = Literal["bilinear", "bicubic", "lanczos3"]
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
-BLOCK_PIXELS = 1 << 17
+BLOCK_PIXELS = 1 << 15
 """Pixels that are computed at a time: what a processor's cache holds. More only takes more memory, also on a GPU."""
 
 BORDER = 3
