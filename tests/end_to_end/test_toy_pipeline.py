@@ -135,7 +135,7 @@ def test_a_changed_input_option_or_output_is_done_again(toy: Path) -> None:
 def test_workers_give_what_one_process_gives_in_the_order_of_the_items(toy: Path) -> None:
     (toy / "texts" / "c.txt").write_text("a bad one")
     (toy / "texts" / "d.txt").write_text("six seven eight nine")
-    assert in_a_process(toy, "--workers", "2").returncode == 1
+    assert count(toy, "--workers", "2").status == 1
     shared = {path.name: path.read_bytes() for path in (toy / "counts").glob("*.count")}
     document = json.loads((toy / "counts" / "run.json").read_text())
     assert [item["name"] for item in document["items"]] == ["a", "b", "d"]
