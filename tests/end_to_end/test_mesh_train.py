@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -63,6 +64,25 @@ def test_both_stages_make_weights_that_predict_takes(folder: Path, coarse: Path,
     both = ["--weights", str(weights), str(refine / "model.safetensors"), "--out", str(tmp_path / "egg.obj")]
     assert run(["mesh", "predict", *seen, *both, "--device", "cpu", "--results", str(tmp_path / "results")]) == 0
     assert len(read_mesh(tmp_path / "egg.obj").vertices) == 162
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch hides it: here it would be an error
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("stage", ["coarse", "refine"])
+def test_a_compiled_training_goes_as_a_plain_one(folder: Path, coarse: Path, tmp_path: Path, stage: str) -> None:
+    start = {"coarse": ["--template", f"{folder}/template.obj"], "refine": ["--coarse", f"{coarse}/model.safetensors"]}
+    ends = ["--steps", "2", "--validate-every", "1", "--learning-rate", "1e-4"]
+    records = {}
+    for name, more in (("plain", []), ("compiled", ["--compile"])):
+        assert train(folder, stage, *start[stage], *ends, *more, "--out", str(tmp_path / name)) == 0
+        records[name] = json.loads((tmp_path / name / "run.json").read_text())
+    assert re.fullmatch(r"default \([1-9]\d* graphs\)", records["compiled"]["device"]["compile"])
+    plain, compiled = (records[name]["items"][0]["details"]["curve"] for name in ("plain", "compiled"))
+    assert compiled["chamfer"] == pytest.approx(plain["chamfer"], rel=1e-3)
+    for term, values in plain["terms"].items():
+        # Of a loss of hundreds; absolutely as well, for a vertex of which a place is at a whole pixel jumps.
+        assert compiled["terms"][term] == pytest.approx(values, rel=1e-3, abs=1e-4), term
 
 
 def test_the_weights_say_how_they_were_trained(coarse: Path) -> None:

@@ -17,10 +17,17 @@ _LAST = (2, 5, 8, 11, 14, 18)
 
 
 class Encoder(nn.Module):
-    """Convolutions ``conv1`` to ``conv18``, a ReLU after each."""
+    """Convolutions ``conv1`` to ``conv18``, a ReLU after each.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    scales : range
+        Which of the six scales are wanted; coarser ones have weights, and are not computed.
+    """
+
+    def __init__(self, scales: range) -> None:
         super().__init__()
+        self._scales = scales
         before = (3, *CHANNELS)
         for (given, wanted), kernel, first, last in zip(pairwise(before), _KERNELS, _FIRST, _LAST, strict=True):
             stride = 1 if first == 1 else 2
@@ -28,15 +35,13 @@ class Encoder(nn.Module):
             for number in range(first + 1, last + 1):
                 self.add_module(f"conv{number}", nn.Conv2d(wanted, wanted, 3))
 
-    def forward(self, images: Tensor, scales: range) -> list[Tensor]:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Return maps of features.
 
         Parameters
         ----------
         images : Tensor
             (views, 3, 224, 224), blue first, 0 to 1.
-        scales : range
-            Which of the six scales are wanted; coarser ones are not computed.
 
         Returns
         -------
@@ -44,10 +49,10 @@ class Encoder(nn.Module):
             (views, channels, height, width) each.
         """
         maps, x = [], images
-        for scale in range(scales.stop):
+        for scale in range(self._scales.stop):
             for number in range(_FIRST[scale], _LAST[scale] + 1):
                 x = functional.relu(self._convolve(number, x))
-            if scale in scales:
+            if scale in self._scales:
                 maps.append(x)
         return maps
 

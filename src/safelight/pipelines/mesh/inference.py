@@ -152,7 +152,7 @@ class _Encode:
     alignment: ClassVar[int] = 1
 
     def __call__(self, chunk: Tensor) -> Tensor:
-        maps = encode(self.encoder.module, chunk[None], REFINE_SCALES)
+        maps = encode(self.encoder.module, chunk[None])
         return torch.cat([values[0].flatten(1) for values in maps], dim=1)
 
     def to(self, device: torch.device) -> Self:

@@ -50,7 +50,7 @@ class CoarseNetwork(nn.Module):
     def __init__(self, template: Template, variant: Variant | None = None) -> None:
         super().__init__()
         self.variant = variant or Variant()
-        self.cnn = Encoder()
+        self.cnn = Encoder(COARSE_SCALES)
         seen = 3 + 3 * sum(CHANNELS[scale] for scale in COARSE_SCALES)
         self.gcn1_layers, self.gcn2_layers, self.gcn3_layers = (
             _block(given, count) for given, count in zip((seen, seen + WIDTH, seen + WIDTH), _LAYERS, strict=True)
@@ -91,7 +91,7 @@ class CoarseNetwork(nn.Module):
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         """Return the maps that vertices are looked up in, of the first view only where no other is needed."""
-        return encode(self.cnn, images if self.variant.own_views else images[:, :1], COARSE_SCALES)
+        return encode(self.cnn, images if self.variant.own_views else images[:, :1])
 
     def _given(
         self, maps: Sequence[Tensor], cameras: Cameras, points: Tensor, hidden: Tensor | None, block: int
@@ -124,7 +124,7 @@ class RefineNetwork(nn.Module):
     def __init__(self, variant: Variant | None = None) -> None:
         super().__init__()
         self.variant = variant or Variant()
-        self.cnn = Encoder()
+        self.cnn = Encoder(REFINE_SCALES)
         seen = 3 + 3 * sum(CHANNELS[scale] for scale in REFINE_SCALES)
         self.drb1, self.drb2 = Reasoning(seen, self.variant), Reasoning(seen, self.variant)
         for name, values in zip(("offsets", "support"), hypotheses(), strict=True):
@@ -132,7 +132,7 @@ class RefineNetwork(nn.Module):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Return the maps that points are looked up in, (samples, views, height, width, channels) each."""
-        return encode(self.cnn, images, REFINE_SCALES)
+        return encode(self.cnn, images)
 
     def forward(self, points: Tensor, maps: Sequence[Tensor], cameras: Cameras) -> tuple[Tensor, Tensor]:
         """Move vertices twice; each by itself, so any part of them can be done alone.
@@ -232,11 +232,11 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return functional.conv2d(picture, weight.T[..., None, None], bias).permute(0, 2, 3, 1)[:, :, 0]
 
 
-def encode(encoder: nn.Module, images: Tensor, scales: range) -> list[Tensor]:
+def encode(encoder: nn.Module, images: Tensor) -> list[Tensor]:
     """Return maps of all views, (samples, views, height, width, channels) each: points are looked up in them."""
     samples, views = images.shape[:2]
     with full_precision(images.device):
-        maps = encoder(images.flatten(0, 1), scales)
+        maps = encoder(images.flatten(0, 1))
     return [values.permute(0, 2, 3, 1).contiguous().unflatten(0, (samples, views)) for values in maps]
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from safelight.pipelines.mesh.cameras import Cameras
+from safelight.pipelines.mesh.encoder import Encoder
 from safelight.pipelines.mesh.losses import COARSE_WEIGHTS, REFINE_WEIGHTS, LossWeights
 from safelight.pipelines.mesh.model import COARSE, REFINE, Model
-from safelight.pipelines.mesh.networks import CoarseNetwork, RefineNetwork, unpool
+from safelight.pipelines.mesh.networks import CoarseNetwork, Reasoning, RefineNetwork, unpool
 from safelight.pipelines.mesh.template import Template
 from safelight.pipelines.mesh.variant import Variant
 
@@ -59,6 +60,15 @@ class Stage(nn.Module, ABC):
     def networks(self) -> tuple[CoarseNetwork | RefineNetwork, ...]:
         """All that take part."""
         return (self.network,)
+
+    @property
+    def compiled_parts(self) -> tuple[nn.Module, ...]:
+        """What ``--compile`` compiles of the network: the encoder and the blocks that score places.
+
+        Not the whole: one graph of it, forwards and backwards, is hundreds of kernels, which take the C++ compiler
+        several minutes, and no step is faster for it.
+        """
+        return tuple(part for part in self.network.modules() if isinstance(part, (Encoder, Reasoning)))
 
     @abstractmethod
     def model(self, focal: float) -> Model:

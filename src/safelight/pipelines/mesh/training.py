@@ -126,7 +126,9 @@ class Training:
             [network.variant.model_dump(mode="json"), digest_of(network.state_dict())] for network in stage.networks
         ]
         self._stage = copy.deepcopy(stage).to(device.torch_device)
-        self._forward = device.compile(self._stage)
+        if device.compiles:
+            for part in self._stage.compiled_parts:
+                part.compile(mode=device.compile_mode)
         self._joints = [Joints.of(stage.template.levels[level], device.torch_device) for level in stage.levels]
         self._optimizer = torch.optim.Adam(decayed(self._stage.network), settings.learning_rate)
         self._totals = torch.zeros(len(TERMS), dtype=torch.float64)
@@ -237,7 +239,7 @@ class Training:
 
     def _blocks(self, images: Tensor, cameras: Cameras) -> Blocks:
         with self._device.autocast():
-            blocks: Blocks = self._forward(images, cameras)
+            blocks: Blocks = self._stage(images, cameras)
         if not blocks[-1][1].isfinite().all():
             raise UsageError("the vertices are no numbers any more", remedy="a smaller --learning-rate")
         return blocks
