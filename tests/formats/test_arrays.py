@@ -51,6 +51,12 @@ def test_objects_and_other_files_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
         archive.writestr("notes.txt", "no array")
-    for name in ("objects.npy", "text.npz", "missing.npz"):
-        with pytest.raises(InputError):
+    (tmp_path / "picture.npy").write_bytes(b"\x89PNG and more")
+    for name, problem in (
+        ("objects.npy", "cannot be read as arrays"),
+        ("text.npz", "is no array"),
+        ("missing.npz", "cannot be read as arrays"),
+        ("picture.npy", "is no file of NumPy's"),
+    ):
+        with pytest.raises(InputError, match=problem):
             read_arrays(tmp_path / name)

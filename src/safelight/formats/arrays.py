@@ -15,6 +15,8 @@ from safelight.core.errors import InputError
 
 ONLY = ""
 """Name of the array of an ``.npy``, which has none."""
+_BEGINNINGS = (b"\x93NUMPY", b"PK\x03\x04", b"PK\x05\x06")
+"""Of an ``.npy``, an ``.npz`` and an empty ``.npz``."""
 _DAMAGE = (
     OSError,
     ValueError,
@@ -39,6 +41,9 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """
     try:
         with path.open("rb") as stream:
+            if not stream.read(max(map(len, _BEGINNINGS))).startswith(_BEGINNINGS):
+                raise InputError("is no file of NumPy's", path=path, expected="an .npy or .npz of numbers")
+            stream.seek(0)
             loaded = np.load(stream)
             arrays = {ONLY: loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except _DAMAGE as error:
