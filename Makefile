@@ -1,5 +1,5 @@
 # make demo   denoise a real confocal stack and say where to look
-# make test   all tests but the long ones;  make test-all  with them
+# make test   all tests but the long ones;  make test-slow  the long ones
 # make docs   the user's guide as HTML
 # All make their own environment; they need Python 3.11 or later with venv, and make.
 
@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-all check bench docs clean
+.PHONY: demo test test-slow check bench docs clean
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -26,8 +26,8 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
-test-all: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+test-slow: $(READY)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 
 check: $(READY)
 	$(BIN)/ruff check src tests bench tools docs
