@@ -13,10 +13,14 @@ class Libc:
 
     def __init__(self) -> None:
         self.settings: dict[int, int] = {}
+        self.largest = 1 << 40
         self.trimmed = 0
 
-    def mallopt(self, name: int, value: int) -> None:
+    def mallopt(self, name: int, value: int) -> int:
+        if name == MMAP_THRESHOLD and value > self.largest:
+            return 0
         self.settings[name] = value
+        return 1
 
     def malloc_trim(self, pad: int) -> None:
         self.trimmed += 1
@@ -38,6 +42,13 @@ def libc(monkeypatch: pytest.MonkeyPatch) -> Libc:
 def test_no_more_is_kept_than_is_allowed_and_blocks_are_a_part_of_it(libc: Libc, most: int, kept: int) -> None:
     keep_freed_memory(most)
     assert libc.settings == {TRIM_THRESHOLD: kept, MMAP_THRESHOLD: kept // 4}
+
+
+def test_an_older_glibc_gets_what_it_takes(libc: Libc) -> None:
+    """Else its threshold stays at 128 KiB for good, and every block costs page faults."""
+    libc.largest = 32 << 20
+    keep_freed_memory(1 << 50)
+    assert libc.settings == {TRIM_THRESHOLD: MOST_KEPT, MMAP_THRESHOLD: 32 << 20}
 
 
 def test_who_has_told_glibc_something_is_obeyed(libc: Libc, monkeypatch: pytest.MonkeyPatch) -> None:

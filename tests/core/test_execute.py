@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,20 @@ def test_frame_after_frame_is_measured_once(cache: Corrections) -> None:
     for columns in (50, 50, 60, 50):
         executor.map(Kernel("hungry", hungry), TensorSource(torch.rand(ROWS, columns)), TensorSink(ROWS))
     assert len(executor.measured) == 2, "one of each shape"
+
+
+def test_what_was_measured_of_another_computation_of_that_name_changes_no_plan_of_this_one(cache: Corrections) -> None:
+    def grows(rows: Tensor, copies: int) -> Tensor:
+        kept = [rows * number for number in range(2 if rows.is_meta else copies)]
+        return kept[0] + kept[-1]
+
+    executor = Executor(CPU, EventLog(), budget=Budget(1 << 30, "free"), corrections=cache)
+    source, plans = TensorSource(torch.rand(ROWS, 50)), []
+    hungry, frugal = (Kernel("grows", partial(grows, copies=copies)) for copies in (9, 3))
+    for kernel in (hungry, frugal, hungry):
+        executor.map(kernel, source, TensorSink(ROWS))
+        plans.append(executor.plan(kernel, source).predicted_bytes)
+    assert plans[0] == plans[2] > plans[1]
 
 
 def test_a_prediction_that_was_too_high_lets_chunks_grow(tmp_path: Path) -> None:

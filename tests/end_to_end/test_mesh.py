@@ -407,7 +407,7 @@ def test_nothing_is_computed_of_an_object_whose_truth_cannot_be_read(
     assert computed == [1]
     said = " ".join(capsys.readouterr().err.split())
     for name in ("a", "c"):
-        assert f"{name}/points.npz: cannot be read" in said
+        assert f"{name}/points.npz: is no file of NumPy's" in said
     assert [row.split(",")[0] for row in (tmp_path / "o" / "metrics_results.csv").read_text().splitlines()[1:]] == [
         "chair_b_00"
     ]

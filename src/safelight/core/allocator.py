@@ -13,6 +13,8 @@ MOST_KEPT = 512 << 20
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 _BLOCKS = 4
 """A block that is kept is at most one part in so many of all, so that gaps between blocks stay few."""
+_LARGEST_BEFORE_2_35 = 32 << 20
+"""Older versions of glibc refuse more, and would then be left with the smallest threshold there is."""
 _SETTINGS_OF_USERS = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
@@ -30,7 +32,8 @@ def keep_freed_memory(most: int) -> None:
     libc = _glibc()
     if libc is not None and not any(name in os.environ for name in _SETTINGS_OF_USERS):
         kept = min(most, MOST_KEPT)
-        libc.mallopt(_MMAP_THRESHOLD, kept // _BLOCKS)
+        block = kept // _BLOCKS
+        _ = libc.mallopt(_MMAP_THRESHOLD, block) or libc.mallopt(_MMAP_THRESHOLD, min(block, _LARGEST_BEFORE_2_35))
         libc.mallopt(_TRIM_THRESHOLD, kept)
 
 

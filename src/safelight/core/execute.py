@@ -104,7 +104,7 @@ class Executor:
         self._corrections = corrections or Corrections()
         self._warmup = warmup
         self._dry_runs = DryRuns()
-        self._measured: set[Hashable] = set()
+        self._factors: dict[Hashable, float] = {}
         self._times: dict[tuple[str, str], ChunkTimes] = {}
 
     @classmethod
@@ -293,27 +293,34 @@ class Executor:
             stage.budget,
             host=None if stage.is_host else self._host_budget(),
             accumulates=accumulates,
-            correction=self._corrections.get(kernel.name, source.dtype, row_bytes(source), stage.device, unmeasured),
+            correction=self._correction(stage, kernel, source, unmeasured),
             most_rows=most_rows,
         )
+
+    def _correction(self, stage: Stage, kernel: MapKernel, source: Source, unmeasured: float = 1.0) -> float:
+        """Return measured over predicted: of this very computation, else of the last one like it."""
+        known = self._factors.get((stage.name, self._dry_runs.key(kernel, source)))
+        like = self._corrections.get(kernel.name, source.dtype, row_bytes(source), stage.device, unmeasured)
+        return like if known is None else known
 
     def _run_stage(self, job: _Job, stage: Stage, plan: Plan, start: int) -> int:
         """Run from row ``start`` on one device; return the first row that is not done."""
         self.events.debug("plan", **plan.describe())
-        stage.keep_freed_memory()
+        stage.keep_freed_memory(plan.predicted_bytes)
         ready = self._load(stage, job.kernel)
         if ready is None:
             return start
         extent = job.source.extent
         largest, computation = extent, (stage.name, self._dry_runs.key(job.kernel, job.source))
-        measure = computation not in self._measured  # frame after frame takes the same
+        measure = computation not in self._factors  # frame after frame takes the same
         while start < extent:
             if plan.rows < plan.wanted and start == 0:
                 self.events.info("gpu_chunking_rows", kernel=plan.kernel, rows=plan.rows, extent=extent)
             start, failure = self._run_chunks(job, stage, plan, ready, start, measure)
             if failure is None:
+                if measure:
+                    self._factors[computation] = self._correction(stage, job.kernel, job.source)
                 measure = False
-                self._measured.add(computation)
                 plan = self._plan_job(stage, job)
                 plan = plan.with_rows(min(plan.rows, largest))
                 continue
@@ -392,7 +399,7 @@ class Executor:
         """Return the loss of a batch done in micro-batches, or the message of an out-of-memory."""
         total: Tensor | None = None
         stage = self._first_stage()
-        stage.keep_freed_memory()
+        stage.keep_freed_memory(0)
         try:
             with stage.accounting():
                 for start in range(0, batch_size, size):

@@ -180,7 +180,8 @@ def make_plan(
     fitting = source.extent if room >= source.extent else _aligned(room - 2 * kernel.halo, smallest)
     enough = source.extent if most_rows is None else most_rows
     if host is None:
-        enough = min(enough, max(_CHUNK_ON_HOST // cost.per_row, _HALOS * kernel.halo))
+        # By the dry run: what earlier runs have measured must not decide where chunks end, and with that last bits.
+        enough = min(enough, max(_CHUNK_ON_HOST // dry_run.per_row, _HALOS * kernel.halo))
     wanted = source.extent if enough >= source.extent else _aligned(enough, smallest)
     return Plan(
         kernel=kernel.name,

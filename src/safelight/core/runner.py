@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from safelight.core import history
+from safelight.core.allocator import release_freed_memory
 from safelight.core.books import Books
 from safelight.core.books import Outcome as Outcome  # what run_command returns
 from safelight.core.cluster import ClusterPool, check_cluster
@@ -178,6 +179,7 @@ class _Job:
     def _prepare(self, items: Sequence[Item]) -> Prepared:
         self.books.demand_device(PREPARATION)
         prepared = self.command.prepare(items, self.options, self.context) if self.command.prepare else Prepared()
+        release_freed_memory()
         self.run.shared = prepared.digest
         _say_refused(prepared.refused, self.events)
         return prepared

@@ -52,10 +52,10 @@ class Stage:
         """Whether this is the CPU with the host's own memory."""
         return self.device.is_cpu and self.virtual is None
 
-    def keep_freed_memory(self) -> None:
-        """Let the host keep some of what a chunk or a step frees for the next one."""
+    def keep_freed_memory(self, planned: int) -> None:
+        """Let the host keep some of what a chunk or a step frees for the next one, of what is left beside the plan."""
         if self.is_host:
-            keep_freed_memory(self.budget.bytes // _KEPT)
+            keep_freed_memory(max(min(self.budget.bytes // _KEPT, self.budget.bytes - planned), 0))
 
     def accounting(self) -> AbstractContextManager[object]:
         """Return a context in which allocations are the virtual device's, if this is one."""

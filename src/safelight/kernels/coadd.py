@@ -15,7 +15,7 @@ from safelight.kernels.rejection import Rejection, positions_of, sum_of
 LAYERS = ("image", "weight", "variance", "n_eff", "count", "low", "high")
 """What is blended, in this order: see ``combine.Combined``."""
 
-FEWEST_JUDGED = 3
+_FEWEST_JUDGED = 3
 """Stacks of which one can be an outlier."""
 
 
@@ -57,11 +57,16 @@ def _blend(layers: Tensor, rejection: Rejection) -> Tensor:
     mean = level + sum_of(w * torch.where(used, image - level, 0)) / total
     noise = sum_of(torch.where(used, w.square() * variance, 0)) / total.square()
     effective = total.square() / sum_of(w.square() / n_eff.clamp(min=1))
+    alone = stacks == 1  # what is blended with nothing stays as it is, to the last digit
+    noise, effective = (
+        torch.where(alone, sum_of(torch.where(used, own, 0)), blended)
+        for own, blended in ((variance, noise), (n_eff, effective))
+    )
     numbers = (sum_of(torch.where(used, of, 0)) for of in samples)
     blended = torch.stack([mean, total, noise, torch.where(stacks > 0, effective, 0), *numbers])
-    if len(layers) < FEWEST_JUDGED:
+    if len(layers) < _FEWEST_JUDGED:
         return blended
-    judged = positions_of(stacks >= FEWEST_JUDGED)
+    judged = positions_of(stacks >= _FEWEST_JUDGED)
     if judged.shape[0] == 0:
         return blended
     return blended.index_copy_(1, judged, _blend_surviving(layers.index_select(2, judged), rejection))

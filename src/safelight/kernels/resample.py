@@ -34,7 +34,8 @@ Interpolation = Literal["bilinear", "bicubic", "lanczos3"]
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 
 BLOCK_PIXELS = 1 << 15
-"""Pixels that are computed at a time: what a processor's cache holds. More only takes more memory, also on a GPU."""
+"""Pixels that are computed at a time: what a processor's cache holds. A GPU would be quicker with more, which its plan,
+made without a device, could not know."""
 
 BORDER = 3
 LEAST_VALID_WEIGHT = 0.5

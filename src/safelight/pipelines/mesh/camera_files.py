@@ -154,8 +154,8 @@ def _pose(frame: Mapping[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.flo
 
 def _lens(frame: Mapping[str, Any], view: Path) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return focal length and principal point, x and y, in pixels of 224; without w and h, they are of the picture."""
-    size = (frame["w"], frame["h"]) if {"w", "h"} <= frame.keys() else picture_size(view)
-    width, height = (_positive(name, value) for name, value in zip("wh", size, strict=True))
+    size = {} if {"w", "h"} <= frame.keys() else dict(zip("wh", picture_size(view), strict=True))
+    width, height = (_positive(name, frame.get(name, size.get(name))) for name in "wh")
     if "K" in frame:
         matrix = np.asarray(frame["K"], np.float64).reshape(3, 3)
         across, down, x, y = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]

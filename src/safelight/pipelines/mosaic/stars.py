@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ SMALLEST_FRAME = 32  # pixels per side
 GAUSSIAN_SIGMA_OF_FWHM = 1 / 2.3548
 NORMAL_SIGMA_OF_MAD = 1.4826
 NOISE_SAMPLES = 1 << 20  # pixels that a noise is taken from: the others would change it by 0.1 %
+_PERIOD_OF_COLOURS = 6  # of X-Trans; Bayer's divides it. In steps that share no factor with it every site is met
 DEBLENDED_PARTS = 8192
 SPARE_ACTIVE_PIXELS = 1000
 
@@ -155,7 +157,9 @@ def _without_background(image: NDArray[np.float32], invalid: NDArray[np.bool_]) 
 
 def _robust_sigma(values: NDArray[np.float32]) -> float:
     """Return the standard deviation that normal values of this median absolute deviation have, from some of them."""
-    step = -(-values.size // NOISE_SAMPLES) | 1  # odd: an even one meets the same colour's sites in every row
+    step = -(-values.size // NOISE_SAMPLES)
+    while math.gcd(step, _PERIOD_OF_COLOURS) > 1:
+        step += 1
     samples = values[::step].copy()
     samples -= np.median(samples, overwrite_input=True)
     np.abs(samples, out=samples)
@@ -165,7 +169,7 @@ def _robust_sigma(values: NDArray[np.float32]) -> float:
 def _sky_noise(sky: NDArray[np.float32], occupied: NDArray[np.bool_]) -> float:
     """Return the noise of the pixels that no star touches; of all of them if stars cover everything."""
     free = sky[~occupied]
-    return _robust_sigma(free if len(free) else sky.flatten())
+    return _robust_sigma(free if len(free) else sky.ravel())
 
 
 def _detect(sky: NDArray[np.float32], invalid: NDArray[np.bool_], threshold: float) -> _Found:
